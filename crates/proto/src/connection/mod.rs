@@ -1,0 +1,612 @@
+//! The job part of a connection: many jobs over one stream of bytes, for both roles (`W-5`–`W-8`).
+
+mod channel;
+mod receive;
+mod transmit;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::error::{ConnectionError, Misbehaviour};
+use crate::frame::{FLAG_MORE, Frame, FrameReader, Kind, Phase};
+use crate::json;
+use crate::limits::{
+    CHANNELS_MAX, CONTROL_PAYLOAD_BYTES_MAX, JOB_HELLO_DEADLINE, KEEPALIVE_INTERVAL,
+    KEEPALIVE_TIMEOUT, LATE_FRAMES_MAX, OPEN_BYTES_MAX, WINDOW_BYTES_INITIAL,
+};
+use crate::message::{
+    Attach, Attached, Goodbye, GoodbyeCode, JobHello, OpenSpec, Opened, Refused, Resize, Signal,
+    bounded_message,
+};
+use crate::outcome::{ExitReport, Seal};
+use crate::seal::Sealer;
+use crate::time::Instant;
+
+pub use channel::{Channel, WriteError};
+use channel::{ChannelState, RecvStream, SendStream};
+use transmit::Outbox;
+
+/// The version of the job part that this crate speaks; it also speaks all before it.
+pub const JOB_VERSION: u32 = 1;
+
+/// Which side of the connection this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Opens channels.
+    Client,
+    /// Runs jobs.
+    Server,
+}
+
+/// A channel's number, unique on its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelId(pub(crate) u32);
+
+impl ChannelId {
+    /// The number on the wire.
+    #[must_use]
+    pub const fn as_u32(self) -> u32 {
+        self.0
+    }
+}
+
+/// A stream of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stream {
+    /// Client to server.
+    Stdin,
+    /// Server to client.
+    Stdout,
+    /// Server to client.
+    Stderr,
+}
+
+impl Stream {
+    /// The streams that the server sends.
+    pub const OUTPUTS: [Self; 2] = [Self::Stdout, Self::Stderr];
+
+    /// The name in seals and outcomes.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stdin => "stdin",
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+
+    /// The number in the flags of a frame (`W-6.1`).
+    pub(crate) const fn to_flags(self) -> u8 {
+        match self {
+            Self::Stdin => 0,
+            Self::Stdout => 1,
+            Self::Stderr => 2,
+        }
+    }
+
+    pub(crate) const fn from_flags(flags: u8) -> Option<Self> {
+        match flags {
+            0 => Some(Self::Stdin),
+            1 => Some(Self::Stdout),
+            2 => Some(Self::Stderr),
+            _ => None,
+        }
+    }
+}
+
+/// What a side may choose.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Credit granted on each received stream, in bytes: the most that a stalled stream can make
+    /// this side hold.
+    pub window_bytes: u32,
+    /// Silence after which a PING is sent.
+    pub keepalive_interval: Duration,
+    /// Silence after which the connection counts as dead.
+    pub keepalive_timeout: Duration,
+    /// Name and version of the software, told to the peer.
+    pub software: String,
+    /// The first channel id, an odd number. Tests begin near the last one.
+    pub first_channel: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            window_bytes: WINDOW_BYTES_INITIAL,
+            keepalive_interval: KEEPALIVE_INTERVAL,
+            keepalive_timeout: KEEPALIVE_TIMEOUT,
+            software: concat!("afar/", env!("CARGO_PKG_VERSION")).to_owned(),
+            first_channel: 1,
+        }
+    }
+}
+
+/// What has happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The peer's hello has arrived.
+    Ready(JobHello),
+    /// Server: a job is wanted. Answer with [`Channel::accept`] or [`Channel::refuse`].
+    Open {
+        /// The new channel.
+        channel: ChannelId,
+        /// The job.
+        spec: Box<OpenSpec>,
+    },
+    /// Server: a job that exists is wanted. Answer with [`Channel::accept_attach`] or
+    /// [`Channel::refuse`].
+    Attach {
+        /// The new channel.
+        channel: ChannelId,
+        /// The job and the offsets.
+        attach: Attach,
+    },
+    /// Client: the job was started.
+    Opened {
+        /// The channel.
+        channel: ChannelId,
+        /// What the server says of it.
+        opened: Opened,
+    },
+    /// Client: the job's streams go on at these offsets.
+    Attached {
+        /// The channel.
+        channel: ChannelId,
+        /// The offsets.
+        attached: Attached,
+    },
+    /// Client: the job was not started; the channel is closed.
+    Refused {
+        /// The channel.
+        channel: ChannelId,
+        /// Why.
+        refused: Refused,
+    },
+    /// Bytes of a stream, each once and in order.
+    Data {
+        /// The channel.
+        channel: ChannelId,
+        /// The stream.
+        stream: Stream,
+        /// Offset of the first byte.
+        offset: u64,
+        /// The job's clock when the bytes were read, in microseconds since its start.
+        clock_us: u64,
+        /// The bytes; never empty.
+        bytes: Bytes,
+    },
+    /// A stream has ended.
+    End {
+        /// The channel.
+        channel: ChannelId,
+        /// The stream.
+        stream: Stream,
+    },
+    /// A stream on which [`Channel::writable`] gave 0 takes bytes again.
+    Writable {
+        /// The channel.
+        channel: ChannelId,
+        /// The stream.
+        stream: Stream,
+    },
+    /// The peer wants no more of a stream.
+    Stopped {
+        /// The channel.
+        channel: ChannelId,
+        /// The stream.
+        stream: Stream,
+    },
+    /// Everything before `offset` has reached its destination and need not be kept.
+    Acked {
+        /// The channel.
+        channel: ChannelId,
+        /// The stream.
+        stream: Stream,
+        /// The offset.
+        offset: u64,
+    },
+    /// Server: a signal for the job.
+    Signal {
+        /// The channel.
+        channel: ChannelId,
+        /// The signal.
+        signal: Signal,
+    },
+    /// Server: a new size of the job's terminal.
+    Resize {
+        /// The channel.
+        channel: ChannelId,
+        /// The size.
+        resize: Resize,
+    },
+    /// Client: the process has ended; output may still come.
+    Exit {
+        /// The channel.
+        channel: ChannelId,
+        /// How it ended.
+        report: ExitReport,
+    },
+    /// Client: the job's last word, held against the bytes that arrived; the channel is closed.
+    Seal {
+        /// The channel.
+        channel: ChannelId,
+        /// The outcome and what was produced.
+        seal: Box<Seal>,
+        /// Whether that is what arrived.
+        verdict: Verdict,
+    },
+    /// Server: the client has given the channel up, or broken it. Clean up, then call
+    /// [`Connection::release`].
+    Abandoned {
+        /// The channel.
+        channel: ChannelId,
+    },
+    /// The peer has broken the channel off, or broken its rules; the channel is closed.
+    Failed {
+        /// The channel.
+        channel: ChannelId,
+        /// Why, for people; escape it before showing it.
+        message: String,
+    },
+    /// The connection has ended; there are no events after this one.
+    Closed(ConnectionError),
+}
+
+/// Whether a seal is of the bytes that arrived (`W-7.4`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Every byte of every stream.
+    Whole,
+    /// Every byte since the offset at which this client attached, as far as counts can tell.
+    Suffix,
+    /// Not these bytes: nothing of this stream is to be trusted.
+    Mismatch(Stream),
+}
+
+/// Why no channel could be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The specification is larger than [`OPEN_BYTES_MAX`].
+    #[error("the command with its arguments and environment is {0} bytes, the limit is 4 MiB")]
+    TooLong(usize),
+    /// [`CHANNELS_MAX`] channels are open.
+    #[error("too many commands at once on one connection (the limit is {CHANNELS_MAX})")]
+    TooMany,
+    /// Every channel id was used once; the connection ends when its last channel does.
+    #[error("the connection has used up its channel numbers")]
+    Exhausted,
+    /// The connection is closed or closing.
+    #[error("the connection is closed")]
+    Closed,
+    /// Only a client opens channels.
+    #[error("only a client opens channels")]
+    WrongRole,
+}
+
+/// An output stream that a client has a part of already (see [`Connection::attach`]).
+#[derive(Clone, Debug)]
+pub struct ResumeStream {
+    /// The next offset that is wanted.
+    pub offset: u64,
+    /// The seal of everything before that offset, if it was all seen; then the whole is verified.
+    pub sealer: Option<Sealer>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Before the peer's JOB_HELLO.
+    ExpectHello,
+    Open,
+    /// No new channels; a goodbye follows the last one.
+    Draining,
+    /// Only what is queued, and the goodbye, still leaves.
+    Closed,
+}
+
+/// One connection's job part: a state machine that does no I/O.
+///
+/// After every call, drain [`Connection::poll_transmit`], [`Connection::poll_event`] and
+/// [`Connection::poll_timeout`]. Any split or merge of the input gives the same events (`W-1.3`).
+/// Memory is bounded by the limits of [`crate::limits`] whatever the peer does, provided that
+/// events are drained.
+#[derive(Debug)]
+pub struct Connection {
+    role: Role,
+    config: Config,
+    state: State,
+    reader: FrameReader,
+    outbox: Outbox,
+    events: VecDeque<Event>,
+    channels: BTreeMap<u32, ChannelState>,
+    /// Server: channels that the client gave up and the application has not released yet.
+    abandoned: BTreeSet<u32>,
+    /// The next id that we open (client), or the least that the peer may open (server).
+    next_channel: Option<u32>,
+    /// Server: the OPEN whose last chunk has not come yet.
+    partial_open: Option<(u32, Vec<u8>)>,
+    late_frames: u32,
+    empty_frames: u32,
+    last_input: Instant,
+    ping_sent: bool,
+    hello_deadline: Instant,
+    close_reported: bool,
+}
+
+impl Connection {
+    /// A connection whose hello is ready to be sent.
+    #[must_use]
+    pub fn new(role: Role, config: Config, now: Instant) -> Self {
+        let hello = JobHello {
+            version: JOB_VERSION,
+            software: config.software.clone(),
+            features: Vec::new(),
+        };
+        let mut outbox = Outbox::default();
+        outbox.push_control(&Frame::control(Kind::JobHello, json::to_vec(&hello)));
+        Self {
+            role,
+            state: State::ExpectHello,
+            reader: FrameReader::new(Phase::Jobs),
+            outbox,
+            events: VecDeque::new(),
+            channels: BTreeMap::new(),
+            abandoned: BTreeSet::new(),
+            next_channel: Some(if role == Role::Client { config.first_channel } else { 1 }),
+            partial_open: None,
+            late_frames: LATE_FRAMES_MAX,
+            empty_frames: 0,
+            last_input: now,
+            ping_sent: false,
+            hello_deadline: now.after(JOB_HELLO_DEADLINE),
+            close_reported: false,
+            config,
+        }
+    }
+
+    // Inputs.
+
+    /// Takes bytes from the peer, in any split.
+    pub fn handle_input(&mut self, now: Instant, bytes: &[u8]) {
+        if self.state == State::Closed {
+            return;
+        }
+        if !bytes.is_empty() {
+            self.last_input = now;
+            self.ping_sent = false;
+        }
+        self.reader.push(bytes);
+        while self.state != State::Closed {
+            match self.reader.next_frame() {
+                Ok(Some(frame)) => {
+                    if let Err(misbehaviour) = self.handle_frame(&frame) {
+                        self.fail(misbehaviour);
+                    }
+                }
+                Ok(None) => break,
+                Err(misbehaviour) => self.fail(misbehaviour),
+            }
+        }
+    }
+
+    /// Takes the end of the peer's bytes. Without a goodbye before it, that is a cut.
+    pub fn handle_eof(&mut self, _now: Instant) {
+        self.end(ConnectionError::Cut);
+    }
+
+    /// Lets time pass. To be called when the time of [`Connection::poll_timeout`] has come; a call
+    /// too early does no harm.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.state == State::Closed {
+            return;
+        }
+        let late_hello = self.state == State::ExpectHello && now >= self.hello_deadline;
+        if late_hello || now >= self.last_input.after(self.config.keepalive_timeout) {
+            self.say_goodbye(GoodbyeCode::Timeout, "nothing heard for too long");
+            self.end(ConnectionError::TimedOut);
+        } else if !self.ping_sent && now >= self.last_input.after(self.config.keepalive_interval) {
+            self.ping_sent = true;
+            let token = now.as_micros().to_be_bytes();
+            self.outbox.push_control(&Frame::control(Kind::Ping, token.to_vec()));
+        }
+    }
+
+    // Commands.
+
+    /// Client: asks for a job to be started, and grants the credit for its output.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing was sent then.
+    pub fn open(&mut self, spec: &OpenSpec) -> Result<ChannelId, OpenError> {
+        let payload = json::to_vec(spec);
+        if payload.len() > OPEN_BYTES_MAX {
+            return Err(OpenError::TooLong(payload.len()));
+        }
+        let id = self.next_id()?;
+        let chunk_max = CONTROL_PAYLOAD_BYTES_MAX as usize;
+        let payload = Bytes::from(payload);
+        let mut at = 0;
+        while at < payload.len() {
+            let end = payload.len().min(at.saturating_add(chunk_max));
+            let flags = if end < payload.len() { FLAG_MORE } else { 0 };
+            let payload = payload.slice(at..end);
+            self.outbox.push_control(&Frame { kind: Kind::Open, flags, channel: id, payload });
+            at = end;
+        }
+        let fresh = ResumeStream { offset: 0, sealer: Some(Sealer::new()) };
+        let mut state = ChannelState::new(self.config.window_bytes);
+        if spec.stdin {
+            state.send.insert(Stream::Stdin, SendStream::default());
+        }
+        for stream in Stream::OUTPUTS {
+            state.recv.insert(stream, RecvStream::new(fresh.clone()));
+        }
+        self.insert_with_credit(id, state);
+        Ok(ChannelId(id))
+    }
+
+    /// Client: asks to go on with a job that exists, at these offsets of its output.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing was sent then.
+    pub fn attach(
+        &mut self,
+        attach: &Attach,
+        streams: BTreeMap<Stream, ResumeStream>,
+    ) -> Result<ChannelId, OpenError> {
+        let id = self.next_id()?;
+        let payload = Bytes::from(json::to_vec(attach));
+        self.outbox.push_control(&Frame { kind: Kind::Attach, flags: 0, channel: id, payload });
+        let mut state = ChannelState::new(self.config.window_bytes);
+        state.attaching = true;
+        for (stream, resume) in streams {
+            state.recv.insert(stream, RecvStream::new(resume));
+        }
+        self.insert_with_credit(id, state);
+        Ok(ChannelId(id))
+    }
+
+    /// The handle to an open channel; `None` once it is closed.
+    pub fn channel(&mut self, id: ChannelId) -> Option<Channel<'_>> {
+        (self.state != State::Closed && self.channels.contains_key(&id.0))
+            .then_some(Channel { connection: self, id })
+    }
+
+    /// Server: a channel that was [`Event::Abandoned`] is cleaned up after.
+    pub fn release(&mut self, id: ChannelId) {
+        self.abandoned.remove(&id.0);
+    }
+
+    /// Ends the connection: what is queued leaves first, then the goodbye.
+    pub fn close(&mut self, code: GoodbyeCode, message: &str) {
+        if self.state == State::Closed {
+            return;
+        }
+        let goodbye = Goodbye { code, message: bounded_message(message) };
+        self.outbox.finish(&Frame::control(Kind::Goodbye, json::to_vec(&goodbye)));
+        self.end(ConnectionError::LocallyClosed);
+    }
+
+    // Outputs.
+
+    /// Moves frames to `out`, as pieces to be written in this order, until `budget_bytes` are
+    /// reached or nothing is left; returns how many bytes that were.
+    ///
+    /// Call it when the last pieces have been written: what waits here can still be overtaken by
+    /// something more urgent, what is in `out` can not.
+    pub fn poll_transmit(&mut self, out: &mut VecDeque<Bytes>, budget_bytes: usize) -> usize {
+        let sent = self.outbox.transmit(&mut self.channels, out, budget_bytes, &mut self.events);
+        if self.state == State::Draining && self.channels.is_empty() {
+            self.close(GoodbyeCode::Done, "");
+            return sent.saturating_add(self.outbox.transmit(
+                &mut self.channels,
+                out,
+                budget_bytes,
+                &mut self.events,
+            ));
+        }
+        sent
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Connection::handle_timeout`] is to be called next, if nothing happens before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let silence = match self.state {
+            State::Closed => return None,
+            _ if self.ping_sent => self.last_input.after(self.config.keepalive_timeout),
+            _ => self.last_input.after(self.config.keepalive_interval),
+        };
+        if self.state == State::ExpectHello {
+            return Some(silence.min(self.hello_deadline));
+        }
+        Some(silence)
+    }
+
+    /// Whether the connection has ended; what is queued can still be transmitted.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+
+    /// Channels that are open now.
+    #[must_use]
+    pub fn channels_open(&self) -> usize {
+        self.channels.len()
+    }
+
+    // Helpers.
+
+    fn next_id(&mut self) -> Result<u32, OpenError> {
+        if self.role != Role::Client {
+            return Err(OpenError::WrongRole);
+        }
+        match self.state {
+            State::Closed => return Err(OpenError::Closed),
+            State::Draining => return Err(OpenError::Exhausted),
+            State::ExpectHello | State::Open => {}
+        }
+        if self.channels.len() >= CHANNELS_MAX {
+            return Err(OpenError::TooMany);
+        }
+        let Some(id) = self.next_channel else {
+            self.state = State::Draining;
+            return Err(OpenError::Exhausted);
+        };
+        self.next_channel = id.checked_add(2);
+        Ok(id)
+    }
+
+    fn insert_with_credit(&mut self, id: u32, state: ChannelState) {
+        let streams: Vec<Stream> = state.recv.keys().copied().collect();
+        self.channels.insert(id, state);
+        for stream in streams {
+            self.grant_initial(id, stream);
+        }
+    }
+
+    fn grant_initial(&mut self, id: u32, stream: Stream) {
+        let window = self.config.window_bytes;
+        if let Some(recv) = self.channels.get_mut(&id).and_then(|c| c.recv.get_mut(&stream)) {
+            recv.granted = recv.offset.saturating_add(u64::from(window));
+            self.outbox.push_window(id, stream, window);
+        }
+    }
+
+    fn close_channel(&mut self, id: u32) {
+        self.channels.remove(&id);
+        self.late_frames = LATE_FRAMES_MAX;
+    }
+
+    fn say_goodbye(&mut self, code: GoodbyeCode, message: &str) {
+        let goodbye = Goodbye { code, message: bounded_message(message) };
+        self.outbox.abort(&Frame::control(Kind::Goodbye, json::to_vec(&goodbye)));
+    }
+
+    fn fail(&mut self, misbehaviour: Misbehaviour) {
+        self.say_goodbye(GoodbyeCode::Protocol, &misbehaviour.to_string());
+        self.end(ConnectionError::PeerMisbehaved(misbehaviour));
+    }
+
+    fn end(&mut self, error: ConnectionError) {
+        if self.close_reported {
+            return;
+        }
+        self.close_reported = true;
+        self.state = State::Closed;
+        self.partial_open = None;
+        if error != ConnectionError::LocallyClosed {
+            self.channels.clear();
+        }
+        self.events.push_back(Event::Closed(error));
+    }
+}
+
+#[cfg(test)]
+mod tests;
