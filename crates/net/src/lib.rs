@@ -1,1 +1,16 @@
-//! Placeholder.
+//! Trust and transport for both ends of afar: keys, signatures and TLS, and the two files they
+//! are checked against.
+//!
+//! Everything that decides whether a peer is who it says it is lives here, so that it can be
+//! reviewed in one place: [`tls`] proves the host, [`sshsig`] and [`signer`] prove the user,
+//! [`host_key`], [`identity`] and [`agent`] find the keys for both, and [`files`] holds the rules
+//! about who may have written what is read.
+
+mod der;
+pub mod files;
+pub mod host_key;
+pub mod key_file;
+#[cfg(test)]
+mod keygen;
+pub mod public_key;
+mod ssh_wire;
