@@ -1,5 +1,6 @@
 //! The other programs that tests and benchmarks compare with: present, installed, or named.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::process::{Command, Stdio};
 
 use crate::failure::{Failure, Result};
@@ -51,6 +52,21 @@ pub(crate) const FOR_BENCH: &[Peer] = &[
 /// is installed, with apt's own output; everywhere else the error names the packages. Nothing is
 /// ever left out silently.
 pub(crate) fn ensure(peers: &[Peer]) -> Result<()> {
+    install(peers)?;
+    prepare_sshd()
+}
+
+/// sshd that runs as root refuses to start without a directory that only its service unit makes.
+fn prepare_sshd() -> Result<()> {
+    let path = std::path::Path::new("/run/sshd");
+    if !rustix::process::geteuid().is_root() || path.is_dir() {
+        return Ok(());
+    }
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o755).create(path).map_err(Failure::io("create /run/sshd"))
+}
+
+fn install(peers: &[Peer]) -> Result<()> {
     let packages = packages_of(&missing(peers));
     if packages.is_empty() {
         return Ok(());
@@ -117,6 +133,6 @@ mod tests {
 
     #[test]
     fn everything_present_installs_nothing() {
-        assert!(ensure(&[peer("sh", "dash")]).is_ok());
+        assert!(install(&[peer("sh", "dash")]).is_ok());
     }
 }
