@@ -92,7 +92,11 @@ impl Bench<'_> {
             Contender::Afar => 800,
             Contender::Local | Contender::BareTls => 2000,
         };
-        let client = self.client_of_true(contender)?;
+        let client = if contender == Contender::Dbclient {
+            self.rig.dbclient_from_many_addresses(&["true"])?
+        } else {
+            self.client_of_true(contender)?
+        };
         let mut xargs = Command::new(program("xargs")?);
         xargs.args(["-P", "8", "-I{}"]).arg(client.get_program()).args(client.get_args());
         for (key, value) in client.get_envs() {
@@ -105,7 +109,7 @@ impl Bench<'_> {
         let started = Instant::now();
         let mut child = xargs.spawn().map_err(Failure::io("start xargs"))?;
         if let Some(mut stdin) = child.stdin.take() {
-            let lines: String = (0..count).map(|number| format!("{number}\n")).collect();
+            let lines: String = (0..count).map(|number| format!("{}\n", 2 + number % 64)).collect();
             stdin.write_all(lines.as_bytes()).map_err(Failure::io("write to xargs"))?;
         }
         let status = child.wait().map_err(Failure::io("wait for xargs"))?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 
 /// The unit of times in /proc/PID/stat. The kernel's ABI fixes it, whatever its own tick is.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -136,7 +136,7 @@ fn signal_all(signal: Signal) {
 /// Waits for children until none is left (true) or the deadline has passed.
 fn reap_until(deadline: Instant) -> bool {
     while Instant::now() < deadline {
-        match waitpid(None, WaitOptions::NOHANG) {
+        match wait(WaitOptions::NOHANG) {
             Ok(Some(_)) => {}
             Ok(None) => std::thread::sleep(POLL),
             Err(_) => return true,

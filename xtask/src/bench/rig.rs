@@ -110,22 +110,22 @@ impl Rig {
                 let control = self.sockets.path().join("ssh");
                 self.ssh(&["-S", &control.to_string_lossy()], remote)?
             }
-            Contender::Dbclient => {
-                let mut command = Command::new(program("dbclient")?);
-                command
-                    .args(["-y", "-i"])
-                    .arg(self.file("user_dropbear"))
-                    .args(["-p", &self.dropbear.port.to_string()])
-                    .arg(format!("{}@127.0.0.1", self.user))
-                    .arg(remote.join(" "));
-                command
-            }
+            Contender::Dbclient => self.dbclient(&[], remote)?,
             Contender::Afar => {
                 let mut command = Command::new(self.afar_program()?);
                 command.args(["run", "-q"]).args(self.afar_target()?).arg("--").args(remote);
                 command
             }
         };
+        self.environment(&mut command).stdin(Stdio::null()).stderr(self.log("clients")?);
+        Ok(command)
+    }
+
+    /// The same for dbclient under xargs, which puts a number for `{}`: another loopback address
+    /// each time, because dropbear refuses the sixth connection that one address has not yet
+    /// authenticated (MAX_UNAUTH_PER_IP), and eight at once from one address would fail.
+    pub(super) fn dbclient_from_many_addresses(&self, remote: &[&str]) -> Result<Command> {
+        let mut command = self.dbclient(&["-b", "127.0.0.{}"], remote)?;
         self.environment(&mut command).stdin(Stdio::null()).stderr(self.log("clients")?);
         Ok(command)
     }
@@ -219,6 +219,18 @@ impl Rig {
         if !remote.is_empty() {
             command.arg(remote.join(" "));
         }
+        Ok(command)
+    }
+
+    fn dbclient(&self, options: &[&str], remote: &[&str]) -> Result<Command> {
+        let mut command = Command::new(program("dbclient")?);
+        command
+            .args(["-y", "-i"])
+            .arg(self.file("user_dropbear"))
+            .args(["-p", &self.dropbear.port.to_string()])
+            .args(options)
+            .arg(format!("{}@127.0.0.1", self.user))
+            .arg(remote.join(" "));
         Ok(command)
     }
 
