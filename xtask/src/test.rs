@@ -73,24 +73,27 @@ pub(crate) fn run_all(workspace: &Workspace, arguments: &[String]) -> Result<Out
     // crates' tests: it is built here, and named to them.
     run_step(&mut workspace.cargo(&["build", "--package", "afar", "--bin", "afar"]))?;
     let mut outcome = Outcome { tally: Tally::default(), complaints: Vec::new() };
-    let targets = ["test", "--workspace", "--all-targets", "--no-fail-fast"];
-    let doc_tests = ["test", "--workspace", "--doc", "--no-fail-fast"];
-    cargo_test(workspace, &targets, arguments, &mut outcome)?;
-    // A selection of targets (`--test NAME`) means nothing to doc tests and would be an error.
     if arguments.is_empty() {
-        cargo_test(workspace, &doc_tests, arguments, &mut outcome)?;
+        let everything = ["--workspace", "--all-targets"].map(str::to_owned);
+        cargo_test(workspace, &everything, &mut outcome)?;
+        // Cargo knows no way to ask for these together with the rest.
+        cargo_test(workspace, &["--workspace", "--doc"].map(str::to_owned), &mut outcome)?;
+    } else if arguments.iter().any(|word| SELECTIONS.iter().any(|start| word.starts_with(start))) {
+        cargo_test(workspace, arguments, &mut outcome)?;
+    } else {
+        let mut filtered = vec!["--workspace".to_owned()];
+        filtered.extend_from_slice(arguments);
+        cargo_test(workspace, &filtered, &mut outcome)?;
     }
     Ok(outcome)
 }
 
+/// With one of these, the caller says which crates are tested; without, it is all of them.
+const SELECTIONS: [&str; 4] = ["-p", "--package", "--workspace", "--manifest-path"];
+
 /// Runs one cargo test, passes its output on line by line, and adds what the lines say.
-fn cargo_test(
-    workspace: &Workspace,
-    fixed: &[&str],
-    arguments: &[String],
-    outcome: &mut Outcome,
-) -> Result<()> {
-    let mut command = workspace.cargo(fixed);
+fn cargo_test(workspace: &Workspace, arguments: &[String], outcome: &mut Outcome) -> Result<()> {
+    let mut command = workspace.cargo(&["test", "--no-fail-fast"]);
     command
         .args(arguments)
         .env("AFAR_BIN", workspace.built("debug", "afar"))
