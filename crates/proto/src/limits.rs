@@ -47,7 +47,8 @@ pub const WINDOW_BYTES_MAX: u64 = (1 << 31) - 1;
 /// ready to hold, and so what one stalled stream can cost it.
 pub const WINDOW_BYTES_INITIAL: u32 = 2 * 1024 * 1024;
 
-/// Control bytes that may wait to be sent before the peer counts as not reading (`W-9.8`).
+/// Control bytes that may wait to be sent before the peer counts as not reading (`W-9.8`). An OPEN
+/// does not count: it is this side's own wish, not a reply.
 pub const CONTROL_QUEUE_BYTES_MAX: usize = 1024 * 1024;
 
 /// PONGs that may wait to be sent before the peer counts as flooding (`W-9.8`).
@@ -98,3 +99,10 @@ pub const JOB_ID_CHARS_MAX: usize = 64;
 
 /// Largest GRANT payload, in bytes (`W-9.20`).
 pub const GRANT_BYTES_MAX: u32 = 64 * 1024;
+
+/// What one channel may have queued here, in bytes, whatever credit the peer grants (`W-9.21`).
+pub const CHANNEL_QUEUE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// What a queued piece counts over its data, in bytes: a million pieces of one byte are more than
+/// a megabyte of memory (`W-9.21`).
+pub const QUEUED_PIECE_BYTES: u64 = 128;

@@ -8,7 +8,7 @@ use super::{AuthError, TRANSPORT_VERSION};
 use crate::error::Misbehaviour;
 use crate::frame::{Frame, FrameReader, Kind, Phase};
 use crate::json;
-use crate::limits::{AUTH_DEADLINE, QUERIES_MAX, QUERY_KEYS_MAX};
+use crate::limits::{AUTH_DEADLINE, PREAUTH_PAYLOAD_BYTES_MAX, QUERIES_MAX, QUERY_KEYS_MAX};
 use crate::message::{
     AuthOk, AuthQuery, AuthQueryResult, AuthRefused, AuthRequest, Goodbye, Hello,
 };
@@ -107,17 +107,32 @@ impl Initiator {
         }
     }
 
-    /// Asks which of `keys` would be accepted; at most [`QUERY_KEYS_MAX`] are asked about, and
-    /// nothing is sent after [`QUERIES_MAX`] queries or before the server's hello.
-    pub fn query(&mut self, user: &str, keys: impl IntoIterator<Item = Vec<u8>>) {
+    /// Asks which of `keys` would be accepted, and returns how many of them, from the first on,
+    /// fit: at most [`QUERY_KEYS_MAX`], and no more than one frame holds. The rest can be asked
+    /// about in another query.
+    ///
+    /// Nothing is sent, and 0 returned, after [`QUERIES_MAX`] queries, before the server's hello,
+    /// while something else is under way, or for no keys.
+    pub fn query(&mut self, user: &str, keys: impl IntoIterator<Item = Vec<u8>>) -> usize {
         if self.state != State::Idle || self.queries_left == 0 {
-            return;
+            return 0;
         }
+        let mut query = AuthQuery::new(user, keys.into_iter().take(QUERY_KEYS_MAX));
+        let mut payload = json::to_vec(&query);
+        while payload.len() > PREAUTH_PAYLOAD_BYTES_MAX as usize {
+            // An RSA key is over half a kilobyte, a certificate over two: 64 of them don't fit.
+            if query.keys.pop().is_none() {
+                return 0;
+            }
+            payload = json::to_vec(&query);
+        }
+        let Some(keys) = u32::try_from(query.keys.len()).ok().filter(|keys| *keys > 0) else {
+            return 0;
+        };
         self.queries_left = self.queries_left.saturating_sub(1);
-        let query = AuthQuery::new(user, keys.into_iter().take(QUERY_KEYS_MAX));
-        let keys = u32::try_from(query.keys.len()).unwrap_or(u32::MAX);
-        self.push(Kind::AuthQuery, json::to_vec(&query));
+        self.push(Kind::AuthQuery, payload);
         self.state = State::ExpectQueryResult { keys };
+        query.keys.len()
     }
 
     /// The raw payloads of both hellos, for the transcript.

@@ -7,22 +7,21 @@ use bytes::Bytes;
 use super::{ChannelId, Connection, Event, ResumeStream, Role, Stream};
 use crate::frame::{Frame, Kind};
 use crate::json;
-use crate::limits::DATA_BYTES_SENT_MAX;
+use crate::limits::{CHANNEL_QUEUE_BYTES_MAX, DATA_BYTES_SENT_MAX, QUEUED_PIECE_BYTES};
 use crate::message::{Attached, Opened, Refused, Reset, Resize, Signal, bounded_message};
 use crate::outcome::{ExitReport, Seal};
 use crate::seal::Sealer;
-
-/// Bytes that one channel may have queued here, whatever credit the peer grants.
-pub(super) const CHANNEL_QUEUE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// A stream that this side sends.
 #[derive(Debug, Default)]
 pub(super) struct SendStream {
     /// Offset of the next byte that is queued.
     pub(super) offset: u64,
+    /// Offset of the next byte that leaves; `sent <= offset`.
+    pub(super) sent: u64,
     /// Offset up to which the peer has granted credit; `offset <= limit`.
     pub(super) limit: u64,
-    /// Offset up to which the peer has acknowledged; `acked <= offset`.
+    /// Offset up to which the peer has acknowledged; `acked <= sent`.
     pub(super) acked: u64,
     pub(super) finished: bool,
     pub(super) stopped: bool,
@@ -43,6 +42,13 @@ pub(super) struct RecvStream {
     pub(super) stopped: bool,
     /// `Some` iff every byte since offset 0 was seen.
     pub(super) sealer: Option<Sealer>,
+}
+
+impl SendStream {
+    /// A stream that goes on at `offset`, without credit.
+    pub(super) fn at(offset: u64) -> Self {
+        Self { offset, sent: offset, acked: offset, limit: offset, ..Self::default() }
+    }
 }
 
 impl RecvStream {
@@ -75,6 +81,7 @@ pub(super) struct ChannelState {
     pub(super) send: BTreeMap<Stream, SendStream>,
     pub(super) recv: BTreeMap<Stream, RecvStream>,
     pub(super) queue: VecDeque<Queued>,
+    /// Cost of what is queued: its bytes, and [`QUEUED_PIECE_BYTES`] for each piece of data.
     pub(super) queued_bytes: u64,
     /// The last frame of this side; it leaves when the queue is empty, and closes the channel.
     pub(super) tail: Option<Frame>,
@@ -107,7 +114,7 @@ impl ChannelState {
     /// Bytes that `stream` takes now.
     pub(super) fn writable(&self, stream: Stream) -> u64 {
         let Some(send) = self.send.get(&stream) else { return 0 };
-        if send.finished {
+        if send.finished || self.stage == Stage::Opening {
             return 0;
         }
         let credit = send.limit.saturating_sub(send.offset);
@@ -152,6 +159,14 @@ impl Channel<'_> {
         self.connection.channels.get_mut(&self.id.0)
     }
 
+    /// The state of a channel that waits for this server's answer.
+    fn asked(&mut self) -> Option<&mut ChannelState> {
+        if self.connection.role != Role::Server {
+            return None;
+        }
+        self.state().filter(|state| state.stage == Stage::Opening)
+    }
+
     fn push_json(&mut self, kind: Kind, payload: Vec<u8>) {
         let frame = Frame { kind, flags: 0, channel: self.id.0, payload: payload.into() };
         self.connection.outbox.push_control(&frame);
@@ -188,18 +203,21 @@ impl Channel<'_> {
         if bytes.len() as u64 > writable {
             return Err(WriteError::Blocked);
         }
-        state.queued_bytes = state.queued_bytes.saturating_add(bytes.len() as u64);
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(DATA_BYTES_SENT_MAX));
             let offset = send.offset;
-            send.offset = send.offset.saturating_add(piece.len() as u64);
+            let length = piece.len() as u64;
+            send.offset = send.offset.saturating_add(length);
+            let cost = length.saturating_add(QUEUED_PIECE_BYTES);
+            state.queued_bytes = state.queued_bytes.saturating_add(cost);
             state.queue.push_back(Queued::Data { stream, offset, clock_us, bytes: piece });
         }
         self.connection.outbox.schedule(id, &mut self.connection.channels);
         Ok(())
     }
 
-    /// Ends `stream` behind what is queued. A second call does nothing.
+    /// Ends `stream` behind what is queued. A second call does nothing. Before the channel is
+    /// answered, the end waits for the answer.
     pub fn finish(&mut self, stream: Stream) {
         let id = self.id.0;
         let Some(state) = self.state() else { return };
@@ -233,8 +251,8 @@ impl Channel<'_> {
         }
     }
 
-    /// Wants no more of a received stream: what still arrives of it is counted for the seal and
-    /// not reported.
+    /// Wants no more of a received stream: what still arrives of it is not reported, and the seal
+    /// is not held against it.
     pub fn stop(&mut self, stream: Stream) {
         let id = self.id.0;
         let Some(recv) = self.state().and_then(|state| state.recv.get_mut(&stream)) else { return };
@@ -258,8 +276,12 @@ impl Channel<'_> {
         }
     }
 
-    /// Client: gives the channel up. A job that still runs is cancelled by the server.
+    /// Client: gives the channel up. A job that still runs is cancelled by the server. A server
+    /// says [`Channel::reset`].
     pub fn close(self) {
+        if self.connection.role == Role::Server {
+            return;
+        }
         let frame =
             Frame { kind: Kind::Close, flags: 0, channel: self.id.0, payload: Bytes::new() };
         self.connection.outbox.push_control(&frame);
@@ -269,15 +291,11 @@ impl Channel<'_> {
     /// Server: the job was started. Credit for stdin is granted if the client sends any.
     pub fn accept(&mut self, opened: &Opened) {
         let id = self.id.0;
-        let Some(state) = self.state().filter(|state| state.stage == Stage::Opening) else {
-            return;
-        };
+        let Some(state) = self.asked().filter(|state| !state.attaching) else { return };
         state.stage = Stage::Running;
-        for stream in Stream::OUTPUTS {
-            state.send.entry(stream).or_default();
-        }
         let wants_stdin = state.wants_stdin;
         self.push_json(Kind::Opened, json::to_vec(opened));
+        self.connection.answered(id);
         if wants_stdin {
             self.connection.grant_initial(id, Stream::Stdin);
         }
@@ -286,18 +304,14 @@ impl Channel<'_> {
     /// Server: the job's streams go on at these offsets.
     pub fn accept_attach(&mut self, attached: &Attached) {
         let id = self.id.0;
-        let Some(state) = self.state().filter(|state| state.stage == Stage::Opening) else {
-            return;
-        };
+        let Some(state) = self.asked().filter(|state| state.attaching) else { return };
         state.stage = Stage::Running;
         for stream in Stream::OUTPUTS {
             let Some(from) = attached.streams.get(stream.name()) else { continue };
             let send = state.send.entry(stream).or_default();
             // Credit that came with the ATTACH counts from the offset at which the stream goes on.
-            let credit = send.limit.saturating_sub(send.offset);
-            send.offset = from.offset;
-            send.acked = from.offset;
-            send.limit = from.offset.saturating_add(credit);
+            let limit = from.offset.saturating_add(send.limit);
+            *send = SendStream { limit, waiting: send.waiting, ..SendStream::at(from.offset) };
         }
         if let Some(offset) = attached.stdin {
             let resume = ResumeStream { offset, sealer: None };
@@ -305,13 +319,17 @@ impl Channel<'_> {
         }
         let wants_stdin = attached.stdin.is_some();
         self.push_json(Kind::Attached, json::to_vec(attached));
+        self.connection.answered(id);
         if wants_stdin {
             self.connection.grant_initial(id, Stream::Stdin);
         }
     }
 
-    /// Server: the job was not started. Closes the channel.
+    /// Server: the job was not started. Closes the channel; does nothing once it is answered.
     pub fn refuse(mut self, refused: &Refused) {
+        if self.asked().is_none() {
+            return;
+        }
         let refused = Refused { message: bounded_message(&refused.message), ..refused.clone() };
         self.push_json(Kind::Refused, json::to_vec(&refused));
         self.connection.close_channel(self.id.0);
@@ -327,10 +345,17 @@ impl Channel<'_> {
     }
 
     /// Server: the last word. It leaves behind everything that is queued, and closes the channel.
+    /// Streams that were not finished end here. Does nothing before [`Channel::exit`].
     pub fn seal(mut self, seal: &Seal) {
         let id = self.id.0;
         let payload = json::to_vec(seal).into();
-        let Some(state) = self.state().filter(|state| state.stage == Stage::Exited) else { return };
+        if self.state().is_none_or(|state| state.stage != Stage::Exited) {
+            return;
+        }
+        for stream in Stream::OUTPUTS {
+            self.finish(stream);
+        }
+        let Some(state) = self.state() else { return };
         state.tail = Some(Frame { kind: Kind::Seal, flags: 0, channel: id, payload });
         self.connection.outbox.schedule(id, &mut self.connection.channels);
     }
@@ -344,6 +369,14 @@ impl Channel<'_> {
 }
 
 impl Connection {
+    /// The channel was answered: what waited for that can leave.
+    pub(super) fn answered(&mut self, id: u32) {
+        self.outbox.schedule(id, &mut self.channels);
+        if let Some(state) = self.channels.get_mut(&id) {
+            state.wake(id, &mut self.events);
+        }
+    }
+
     pub(super) fn send_reset(&mut self, id: u32, message: &str) {
         let payload = json::to_vec(&Reset { message: bounded_message(message) }).into();
         self.outbox.push_control(&Frame { kind: Kind::Reset, flags: 0, channel: id, payload });

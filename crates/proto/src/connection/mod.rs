@@ -14,7 +14,7 @@ use crate::frame::{FLAG_MORE, Frame, FrameReader, Kind, Phase};
 use crate::json;
 use crate::limits::{
     CHANNELS_MAX, CONTROL_PAYLOAD_BYTES_MAX, JOB_HELLO_DEADLINE, KEEPALIVE_INTERVAL,
-    KEEPALIVE_TIMEOUT, LATE_FRAMES_MAX, OPEN_BYTES_MAX, WINDOW_BYTES_INITIAL,
+    KEEPALIVE_TIMEOUT, LATE_FRAMES_MAX, OPEN_BYTES_MAX, WINDOW_BYTES_INITIAL, WINDOW_BYTES_MAX,
 };
 use crate::message::{
     Attach, Attached, Goodbye, GoodbyeCode, JobHello, OpenSpec, Opened, Refused, Resize, Signal,
@@ -100,7 +100,7 @@ impl Stream {
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Credit granted on each received stream, in bytes: the most that a stalled stream can make
-    /// this side hold.
+    /// this side hold. At least 1, at most [`WINDOW_BYTES_MAX`]; brought into that range if not.
     pub window_bytes: u32,
     /// Silence after which a PING is sent.
     pub keepalive_interval: Duration,
@@ -238,13 +238,14 @@ pub enum Event {
         /// Whether that is what arrived.
         verdict: Verdict,
     },
-    /// Server: the client has given the channel up, or broken it. Clean up, then call
-    /// [`Connection::release`].
+    /// Server: the client has given the channel up, or broken it (then [`Event::Failed`] came
+    /// before). Clean up, then call [`Connection::release`].
     Abandoned {
         /// The channel.
         channel: ChannelId,
     },
-    /// The peer has broken the channel off, or broken its rules; the channel is closed.
+    /// The peer has broken the channel off, or broken its rules; the channel is closed. At a
+    /// server, [`Event::Abandoned`] follows.
     Failed {
         /// The channel.
         channel: ChannelId,
@@ -258,7 +259,7 @@ pub enum Event {
 /// Whether a seal is of the bytes that arrived (`W-7.4`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Every byte of every stream.
+    /// Every byte of every stream, those aside that this side had [stopped](Channel::stop).
     Whole,
     /// Every byte since the offset at which this client attached, as far as counts can tell.
     Suffix,
@@ -300,8 +301,6 @@ enum State {
     /// Before the peer's JOB_HELLO.
     ExpectHello,
     Open,
-    /// No new channels; a goodbye follows the last one.
-    Draining,
     /// Only what is queued, and the goodbye, still leaves.
     Closed,
 }
@@ -317,6 +316,8 @@ pub struct Connection {
     role: Role,
     config: Config,
     state: State,
+    /// Client: every id was used; a goodbye follows the last channel.
+    draining: bool,
     reader: FrameReader,
     outbox: Outbox,
     events: VecDeque<Event>,
@@ -338,7 +339,9 @@ pub struct Connection {
 impl Connection {
     /// A connection whose hello is ready to be sent.
     #[must_use]
-    pub fn new(role: Role, config: Config, now: Instant) -> Self {
+    pub fn new(role: Role, mut config: Config, now: Instant) -> Self {
+        let window_max = u32::try_from(WINDOW_BYTES_MAX).unwrap_or(u32::MAX);
+        config.window_bytes = config.window_bytes.clamp(1, window_max);
         let hello = JobHello {
             version: JOB_VERSION,
             software: config.software.clone(),
@@ -349,6 +352,7 @@ impl Connection {
         Self {
             role,
             state: State::ExpectHello,
+            draining: false,
             reader: FrameReader::new(Phase::Jobs),
             outbox,
             events: VecDeque::new(),
@@ -432,7 +436,7 @@ impl Connection {
             let end = payload.len().min(at.saturating_add(chunk_max));
             let flags = if end < payload.len() { FLAG_MORE } else { 0 };
             let payload = payload.slice(at..end);
-            self.outbox.push_control(&Frame { kind: Kind::Open, flags, channel: id, payload });
+            self.outbox.push_opening(&Frame { kind: Kind::Open, flags, channel: id, payload });
             at = end;
         }
         let fresh = ResumeStream { offset: 0, sealer: Some(Sealer::new()) };
@@ -458,7 +462,7 @@ impl Connection {
     ) -> Result<ChannelId, OpenError> {
         let id = self.next_id()?;
         let payload = Bytes::from(json::to_vec(attach));
-        self.outbox.push_control(&Frame { kind: Kind::Attach, flags: 0, channel: id, payload });
+        self.outbox.push_opening(&Frame { kind: Kind::Attach, flags: 0, channel: id, payload });
         let mut state = ChannelState::new(self.config.window_bytes);
         state.attaching = true;
         for (stream, resume) in streams {
@@ -498,7 +502,7 @@ impl Connection {
     /// something more urgent, what is in `out` can not.
     pub fn poll_transmit(&mut self, out: &mut VecDeque<Bytes>, budget_bytes: usize) -> usize {
         let sent = self.outbox.transmit(&mut self.channels, out, budget_bytes, &mut self.events);
-        if self.state == State::Draining && self.channels.is_empty() {
+        if self.draining && self.state != State::Closed && self.channels.is_empty() {
             self.close(GoodbyeCode::Done, "");
             return sent.saturating_add(self.outbox.transmit(
                 &mut self.channels,
@@ -547,16 +551,14 @@ impl Connection {
         if self.role != Role::Client {
             return Err(OpenError::WrongRole);
         }
-        match self.state {
-            State::Closed => return Err(OpenError::Closed),
-            State::Draining => return Err(OpenError::Exhausted),
-            State::ExpectHello | State::Open => {}
+        if self.state == State::Closed {
+            return Err(OpenError::Closed);
         }
         if self.channels.len() >= CHANNELS_MAX {
             return Err(OpenError::TooMany);
         }
         let Some(id) = self.next_channel else {
-            self.state = State::Draining;
+            self.draining = true;
             return Err(OpenError::Exhausted);
         };
         self.next_channel = id.checked_add(2);
@@ -601,8 +603,16 @@ impl Connection {
         self.close_reported = true;
         self.state = State::Closed;
         self.partial_open = None;
-        if error != ConnectionError::LocallyClosed {
+        self.reader = FrameReader::new(Phase::Jobs);
+        if error == ConnectionError::LocallyClosed {
+            // What is queued still leaves, but nobody is told any more that there is room again.
+            let streams = self.channels.values_mut().flat_map(|channel| channel.send.values_mut());
+            streams.for_each(|send| send.waiting = false);
+        } else {
             self.channels.clear();
+        }
+        if matches!(error, ConnectionError::Cut | ConnectionError::PeerClosed(_)) {
+            self.outbox.discard();
         }
         self.events.push_back(Event::Closed(error));
     }

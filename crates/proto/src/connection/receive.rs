@@ -15,7 +15,7 @@ use crate::limits::{
     OPEN_BYTES_MAX, PONGS_QUEUED_MAX, WINDOW_BYTES_MAX,
 };
 use crate::message::{Attach, Attached, Goodbye, GoodbyeCode, JobHello, OpenSpec, Refused, Reset};
-use crate::outcome::{Phase, RefusalReason, Seal, Started};
+use crate::outcome::{End, ExitReport, Phase, RefusalReason, Seal, Started};
 use crate::seal::Sealer;
 
 type Handled = Result<(), Misbehaviour>;
@@ -31,6 +31,16 @@ fn malformed(frame: &Frame, what: &'static str) -> Misbehaviour {
 
 impl Connection {
     pub(super) fn handle_frame(&mut self, frame: &Frame) -> Handled {
+        let of_connection =
+            matches!(frame.kind, Kind::JobHello | Kind::Goodbye | Kind::Ping | Kind::Pong);
+        if of_connection && frame.channel != 0 {
+            return Err(malformed(frame, "a frame of the connection names a channel"));
+        }
+        // Whatever the peer sends can make us queue something: credit for its data, answers. Who
+        // sends and does not read must not make that grow.
+        if frame.kind != Kind::Goodbye && self.outbox.control_bytes() > CONTROL_QUEUE_BYTES_MAX {
+            return Err(Misbehaviour::RepliesUnread);
+        }
         if self.state == State::ExpectHello {
             return match frame.kind {
                 Kind::JobHello => self.handle_hello(frame),
@@ -82,18 +92,11 @@ impl Connection {
         if frame.payload.len() != 8 {
             return Err(malformed(frame, "a PING carries eight bytes"));
         }
-        self.check_replies_read()?;
-        self.outbox.push_control(&Frame::control(Kind::Pong, frame.payload.clone()));
-        Ok(())
-    }
-
-    /// Whoever asks for replies must read them (`W-9.8`).
-    fn check_replies_read(&self) -> Handled {
-        if self.outbox.pongs() >= PONGS_QUEUED_MAX
-            || self.outbox.control_bytes() > CONTROL_QUEUE_BYTES_MAX
-        {
+        // Whoever asks for replies must read them (`W-9.8`).
+        if self.outbox.pongs() >= PONGS_QUEUED_MAX {
             return Err(Misbehaviour::RepliesUnread);
         }
+        self.outbox.push_control(&Frame::control(Kind::Pong, frame.payload.clone()));
         Ok(())
     }
 
@@ -123,7 +126,6 @@ impl Connection {
             self.partial_open = Some((frame.channel, payload));
             return Ok(());
         }
-        self.check_replies_read()?;
         let id = frame.channel;
         if self.channels.len() >= CHANNELS_MAX {
             self.refuse_unopened(id, RefusalReason::TooMany, "too many commands at once");
@@ -206,11 +208,8 @@ impl Connection {
             Kind::Ack => self.handle_ack(frame),
             Kind::Stop => self.handle_stop(frame),
             Kind::Reset => self.handle_reset(frame),
-            Kind::Close => {
-                self.abandon(id)?;
-                self.events.push_back(Event::Abandoned { channel: ChannelId(id) });
-                Ok(())
-            }
+            Kind::Close if frame.payload.is_empty() => self.abandon(id),
+            Kind::Close => Err(malformed(frame, "a CLOSE carries nothing")),
             Kind::Signal => {
                 let signal = parse(frame)?;
                 self.events.push_back(Event::Signal { channel: ChannelId(id), signal });
@@ -264,9 +263,7 @@ impl Connection {
             self.empty_frames = 0;
         }
         let id = frame.channel;
-        if self.role == Role::Client && self.stage(id) == Some(Stage::Opening) {
-            return Err(Misbehaviour::UnexpectedFrame(frame.kind));
-        }
+        self.check_answered(frame)?;
         match self.take_data(id, stream, offset, clock_us, payload) {
             Ok(()) => Ok(()),
             Err(what) => self.stream_error(id, what),
@@ -281,6 +278,9 @@ impl Connection {
         clock_us: u64,
         bytes: Bytes,
     ) -> Result<(), &'static str> {
+        if self.stage(id) == Some(Stage::Opening) {
+            return Err("data before the answer to its OPEN");
+        }
         let recv = self.recv(id, stream).ok_or("data on a stream that was not announced")?;
         if recv.ended {
             return Err("data after the end of its stream");
@@ -310,10 +310,10 @@ impl Connection {
         let stream = self.incoming_stream(frame)?;
         let total = u64_payload(frame)?;
         let id = frame.channel;
-        if self.role == Role::Client && self.stage(id) == Some(Stage::Opening) {
-            return Err(Misbehaviour::UnexpectedFrame(frame.kind));
-        }
+        self.check_answered(frame)?;
+        let opening = self.stage(id) == Some(Stage::Opening);
         let outcome = match self.recv(id, stream) {
+            _ if opening => Err("an end before the answer to its OPEN"),
             None => Err("the end of a stream that was not announced"),
             Some(recv) if recv.ended => Err("a second end of a stream"),
             Some(recv) if recv.offset != total => Err("an end at a wrong offset"),
@@ -342,10 +342,13 @@ impl Connection {
             .try_into()
             .map_err(|_| malformed(frame, "a WINDOW carries four bytes"))?;
         let increment = u64::from(u32::from_be_bytes(bytes));
+        if increment == 0 {
+            return Err(Misbehaviour::BadWindow(id));
+        }
         let Some(state) = self.channels.get_mut(&id) else { return Ok(()) };
         let Some(send) = state.send.get_mut(&stream) else { return Ok(()) };
         let outstanding = send.limit.saturating_sub(send.offset).saturating_add(increment);
-        if increment == 0 || outstanding > WINDOW_BYTES_MAX {
+        if outstanding > WINDOW_BYTES_MAX {
             return Err(Misbehaviour::BadWindow(id));
         }
         send.limit = send.limit.checked_add(increment).ok_or(Misbehaviour::BadWindow(id))?;
@@ -360,8 +363,11 @@ impl Connection {
         let Some(send) = self.channels.get_mut(&id).and_then(|c| c.send.get_mut(&stream)) else {
             return Ok(());
         };
-        if offset > send.offset || offset < send.acked {
+        if offset > send.sent || offset < send.acked {
             return self.stream_error(id, "an acknowledgement of bytes that were not sent");
+        }
+        if offset == send.acked {
+            return Ok(());
         }
         send.acked = offset;
         self.events.push_back(Event::Acked { channel: ChannelId(id), stream, offset });
@@ -370,6 +376,9 @@ impl Connection {
 
     fn handle_stop(&mut self, frame: &Frame) -> Handled {
         let stream = self.outgoing_stream(frame)?;
+        if !frame.payload.is_empty() {
+            return Err(malformed(frame, "a STOP carries nothing"));
+        }
         let id = frame.channel;
         if let Some(send) = self.channels.get_mut(&id).and_then(|c| c.send.get_mut(&stream))
             && !send.stopped
@@ -382,11 +391,7 @@ impl Connection {
 
     fn handle_reset(&mut self, frame: &Frame) -> Handled {
         let reset: Reset = parse(frame)?;
-        let id = frame.channel;
-        self.drop_channel(id)?;
-        let message = reset.message;
-        self.events.push_back(Event::Failed { channel: ChannelId(id), message });
-        Ok(())
+        self.drop_channel(frame.channel, reset.message)
     }
 
     // Answers of the server, at the client.
@@ -401,6 +406,7 @@ impl Connection {
                 let opened = parse(frame)?;
                 self.set_stage(id, Stage::Running);
                 self.events.push_back(Event::Opened { channel, opened });
+                self.answered(id);
             }
             (Kind::Attached, Stage::Opening) if attaching => self.handle_attached(frame)?,
             (Kind::Refused, Stage::Opening) => {
@@ -409,7 +415,10 @@ impl Connection {
                 self.events.push_back(Event::Refused { channel, refused });
             }
             (Kind::Exit, Stage::Running) => {
-                let report = parse(frame)?;
+                let report: ExitReport = parse(frame)?;
+                if matches!(report.end, End::NotStarted { .. }) {
+                    return Err(malformed(frame, "a job that was started was not started"));
+                }
                 self.set_stage(id, Stage::Exited);
                 self.events.push_back(Event::Exit { channel, report });
             }
@@ -446,8 +455,7 @@ impl Connection {
         }
         state.stage = Stage::Running;
         if let Some(offset) = attached.stdin {
-            let send = SendStream { offset, limit: offset, acked: offset, ..Default::default() };
-            state.send.insert(Stream::Stdin, send);
+            state.send.insert(Stream::Stdin, SendStream::at(offset));
         }
         self.events.push_back(Event::Attached { channel: ChannelId(id), attached });
         Ok(())
@@ -457,7 +465,8 @@ impl Connection {
     fn verdict(&self, id: u32, seal: &Seal) -> Verdict {
         let Some(state) = self.channels.get(&id) else { return Verdict::Suffix };
         let mut verdict = Verdict::Whole;
-        for (&stream, recv) in &state.recv {
+        // A stream that was stopped may have been cut anywhere: nothing is known of it, as wished.
+        for (&stream, recv) in state.recv.iter().filter(|(_, recv)| !recv.stopped) {
             let Some(claimed) = seal.streams.get(stream.name()) else {
                 return Verdict::Mismatch(stream);
             };
@@ -486,16 +495,22 @@ impl Connection {
         self.channels.get_mut(&id)?.recv.get_mut(&stream)
     }
 
-    /// A rule of one channel was broken: it is reset, all others go on (`W-5.8`).
-    fn stream_error(&mut self, id: u32, what: &'static str) -> Handled {
-        self.check_replies_read()?;
-        self.send_reset(id, what);
-        self.drop_channel(id)?;
-        self.events.push_back(Event::Failed { channel: ChannelId(id), message: what.to_owned() });
+    /// A server sends nothing of a job that it has not answered for.
+    fn check_answered(&self, frame: &Frame) -> Handled {
+        if self.role == Role::Client && self.stage(frame.channel) == Some(Stage::Opening) {
+            return Err(Misbehaviour::UnexpectedFrame(frame.kind));
+        }
         Ok(())
     }
 
-    fn drop_channel(&mut self, id: u32) -> Handled {
+    /// A rule of one channel was broken: it is reset, all others go on (`W-5.8`).
+    fn stream_error(&mut self, id: u32, what: &'static str) -> Handled {
+        self.send_reset(id, what);
+        self.drop_channel(id, what.to_owned())
+    }
+
+    fn drop_channel(&mut self, id: u32, message: String) -> Handled {
+        self.events.push_back(Event::Failed { channel: ChannelId(id), message });
         if self.role == Role::Server {
             self.abandon(id)
         } else {
@@ -508,6 +523,7 @@ impl Connection {
     fn abandon(&mut self, id: u32) -> Handled {
         self.close_channel(id);
         self.abandoned.insert(id);
+        self.events.push_back(Event::Abandoned { channel: ChannelId(id) });
         if self.abandoned.len() > CHANNELS_ABANDONED_MAX {
             return Err(Misbehaviour::ChannelChurn);
         }

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 
-use super::channel::{CHANNEL_QUEUE_BYTES_MAX, ChannelState, Queued};
+use super::channel::{ChannelState, Queued, Stage};
 use super::{Event, Stream};
 use crate::frame::{Frame, Header, Kind};
-use crate::limits::{DATA_PREFIX_BYTES, FRAME_HEADER_BYTES};
+use crate::limits::{
+    CHANNEL_QUEUE_BYTES_MAX, DATA_PREFIX_BYTES, FRAME_HEADER_BYTES, QUEUED_PIECE_BYTES,
+};
 
 /// A channel with at most this many bytes queued goes ahead of bulk ones: keystrokes, short output.
 const EXPRESS_BYTES_MAX: u64 = 4096;
@@ -15,15 +17,29 @@ const EXPRESS_BYTES_MAX: u64 = 4096;
 /// Frames of small channels in a row after which a bulk one has its turn all the same.
 const EXPRESS_RUN_MAX: u32 = 32;
 
+/// What leaves next, when no control frame waits.
+enum Turn {
+    Opening(Bytes),
+    Channel(u32),
+}
+
 /// Frames that wait to be sent. Data waits in its channel; this knows whose turn it is.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     control: VecDeque<Bytes>,
     control_bytes: usize,
     pongs: usize,
+    /// OPENs, ATTACHs and what follows them on their channels, in order. They can be megabytes, so
+    /// they take turns with the channels instead of going ahead of everything.
+    openings: VecDeque<(u32, Bytes)>,
+    openings_bytes: usize,
+    /// How many entries of `openings` each channel has.
+    opening: BTreeMap<u32, usize>,
     express: VecDeque<u32>,
     bulk: VecDeque<u32>,
     express_run: u32,
+    /// Whether a bulk channel was the last to send, so that an opening is next.
+    bulk_was_last: bool,
     /// The last frame of the connection, when everything else has left.
     goodbye: Option<Bytes>,
     finished: bool,
@@ -34,12 +50,39 @@ impl Outbox {
         if self.finished {
             return;
         }
+        if self.opening.contains_key(&frame.channel) {
+            return self.push_opening(frame);
+        }
         let bytes = frame.to_bytes();
         self.control_bytes = self.control_bytes.saturating_add(bytes.len());
         if frame.kind == Kind::Pong {
             self.pongs = self.pongs.saturating_add(1);
         }
         self.control.push_back(bytes);
+    }
+
+    /// Queues an OPEN or ATTACH, or a frame that must not overtake that of its channel.
+    pub(super) fn push_opening(&mut self, frame: &Frame) {
+        if self.finished {
+            return;
+        }
+        let bytes = frame.to_bytes();
+        self.openings_bytes = self.openings_bytes.saturating_add(bytes.len());
+        let entries = self.opening.entry(frame.channel).or_default();
+        *entries = entries.saturating_add(1);
+        self.openings.push_back((frame.channel, bytes));
+    }
+
+    fn pop_opening(&mut self) -> Option<Bytes> {
+        let (channel, bytes) = self.openings.pop_front()?;
+        self.openings_bytes = self.openings_bytes.saturating_sub(bytes.len());
+        if let Some(entries) = self.opening.get_mut(&channel) {
+            *entries = entries.saturating_sub(1);
+            if *entries == 0 {
+                self.opening.remove(&channel);
+            }
+        }
+        Some(bytes)
     }
 
     pub(super) fn push_stream_frame(
@@ -62,7 +105,7 @@ impl Outbox {
         self.push_stream_frame(Kind::Ack, channel, stream, payload);
     }
 
-    /// Control bytes that wait.
+    /// Control bytes that wait, openings not counted.
     pub(super) fn control_bytes(&self) -> usize {
         self.control_bytes
     }
@@ -80,16 +123,21 @@ impl Outbox {
 
     /// Drops everything that is queued: this frame is all that still leaves.
     pub(super) fn abort(&mut self, goodbye: &Frame) {
-        self.control.clear();
-        self.control_bytes = 0;
-        self.express.clear();
-        self.bulk.clear();
+        *self = Self::default();
         self.finish(goodbye);
+    }
+
+    /// Drops everything that is queued: the peer has gone.
+    pub(super) fn discard(&mut self) {
+        *self = Self { finished: true, ..Self::default() };
     }
 
     /// Puts a channel with something to send into its ring.
     pub(super) fn schedule(&mut self, id: u32, channels: &mut BTreeMap<u32, ChannelState>) {
         let Some(state) = channels.get_mut(&id).filter(|state| !state.scheduled) else { return };
+        if state.stage == Stage::Opening {
+            return;
+        }
         if state.queue.is_empty() && state.tail.is_none() {
             return;
         }
@@ -112,15 +160,25 @@ impl Outbox {
         while sent < budget_bytes {
             if let Some(bytes) = self.control.pop_front() {
                 self.control_bytes = self.control_bytes.saturating_sub(bytes.len());
+                if bytes.first() == Some(&Kind::Pong.to_byte()) {
+                    self.pongs = self.pongs.saturating_sub(1);
+                }
                 sent = sent.saturating_add(bytes.len());
                 out.push_back(bytes);
                 continue;
             }
-            self.pongs = 0;
-            let Some(id) = self.next_channel(channels) else { break };
-            sent = sent.saturating_add(self.send_one(id, channels, out, events));
+            sent = sent.saturating_add(match self.next_turn(channels) {
+                Some(Turn::Opening(bytes)) => {
+                    let length = bytes.len();
+                    out.push_back(bytes);
+                    length
+                }
+                Some(Turn::Channel(id)) => self.send_one(id, channels, out, events),
+                None => break,
+            });
         }
         if self.control.is_empty()
+            && self.openings.is_empty()
             && self.express.is_empty()
             && self.bulk.is_empty()
             && let Some(goodbye) = self.goodbye.take()
@@ -131,9 +189,18 @@ impl Outbox {
         sent
     }
 
-    fn next_channel(&mut self, channels: &mut BTreeMap<u32, ChannelState>) -> Option<u32> {
+    fn next_turn(&mut self, channels: &mut BTreeMap<u32, ChannelState>) -> Option<Turn> {
         loop {
-            let express_turn = self.bulk.is_empty() || self.express_run < EXPRESS_RUN_MAX;
+            let openings_small = self.openings_bytes as u64 <= EXPRESS_BYTES_MAX;
+            let bulk_waits = !self.bulk.is_empty() || !openings_small;
+            let express_turn = !bulk_waits || self.express_run < EXPRESS_RUN_MAX;
+            if express_turn
+                && openings_small
+                && let Some(bytes) = self.pop_opening()
+            {
+                self.express_run = self.express_run.saturating_add(1);
+                return Some(Turn::Opening(bytes));
+            }
             if express_turn && let Some(id) = self.express.pop_front() {
                 let Some(state) = channels.get(&id) else { continue };
                 if state.queued_bytes > EXPRESS_BYTES_MAX {
@@ -141,12 +208,19 @@ impl Outbox {
                     continue;
                 }
                 self.express_run = self.express_run.saturating_add(1);
-                return Some(id);
+                return Some(Turn::Channel(id));
             }
             self.express_run = 0;
+            if (self.bulk_was_last || self.bulk.is_empty())
+                && let Some(bytes) = self.pop_opening()
+            {
+                self.bulk_was_last = false;
+                return Some(Turn::Opening(bytes));
+            }
             let id = self.bulk.pop_front()?;
             if channels.contains_key(&id) {
-                return Some(id);
+                self.bulk_was_last = true;
+                return Some(Turn::Channel(id));
             }
         }
     }
@@ -165,7 +239,11 @@ impl Outbox {
             Some(Queued::Data { stream, offset, clock_us, bytes }) => {
                 let head = data_head(id, stream, offset, clock_us, bytes.len());
                 let sent = head.len().saturating_add(bytes.len());
-                state.queued_bytes = state.queued_bytes.saturating_sub(bytes.len() as u64);
+                let cost = QUEUED_PIECE_BYTES.saturating_add(bytes.len() as u64);
+                state.queued_bytes = state.queued_bytes.saturating_sub(cost);
+                if let Some(send) = state.send.get_mut(&stream) {
+                    send.sent = offset.saturating_add(bytes.len() as u64);
+                }
                 out.push_back(head);
                 out.push_back(bytes);
                 if state.queued_bytes <= CHANNEL_QUEUE_BYTES_MAX / 2 {
