@@ -39,7 +39,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
         say::note(format_args!("ci: failed: {}", failures.join(", ")));
     }
     say::line(format_args!("{} passed, {failed} failed", tally.passed));
-    if failed == 0 { Ok(()) } else { Err(Failure::Check("ci failed".to_owned())) }
+    if failed == 0 { Ok(()) } else { Err(Failure::Told) }
 }
 
 fn format(workspace: &Workspace) -> Result<()> {

@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Environment(String),
     /// The project itself failed a check; details were printed when they were found.
     Check(String),
+    /// Something failed, and its closing line, which is to be the last one, has been printed.
+    Told,
     /// A system call or a program of this machine failed.
     Io {
         /// What was being done, as in "cannot {doing}".
@@ -35,7 +37,7 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Environment(_) | Self::Check(_) | Self::Io { .. } => 1,
+            Self::Environment(_) | Self::Check(_) | Self::Told | Self::Io { .. } => 1,
         }
     }
 }
@@ -44,6 +46,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(text) | Self::Environment(text) | Self::Check(text) => f.write_str(text),
+            Self::Told => f.write_str("failed, as told above"),
             Self::Io { doing, source } => write!(f, "cannot {doing}: {source}"),
         }
     }

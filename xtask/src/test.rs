@@ -33,13 +33,17 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let started = Instant::now();
     let outcome = run_all(workspace, arguments)?;
     let tally = outcome.tally;
+    let verdict = outcome.verdict();
+    if let Err(failure) = &verdict {
+        say::note(format_args!("test: {failure}"));
+    }
     say::line(format_args!(
         "afar: {} passed, {} failed in {:.0} s",
         tally.passed,
         tally.failed,
         started.elapsed().as_secs_f64()
     ));
-    outcome.verdict()
+    verdict.map_err(|_| Failure::Told)
 }
 
 /// The sum, and what was wrong apart from failed tests.
