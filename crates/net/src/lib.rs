@@ -6,6 +6,7 @@
 //! [`host_key`], [`identity`] and [`agent`] find the keys for both, and [`files`] holds the rules
 //! about who may have written what is read.
 
+pub mod agent;
 mod der;
 pub mod files;
 pub mod host_key;
@@ -13,4 +14,6 @@ pub mod key_file;
 #[cfg(test)]
 mod keygen;
 pub mod public_key;
+pub mod signer;
 mod ssh_wire;
+pub mod sshsig;
