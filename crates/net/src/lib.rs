@@ -10,6 +10,7 @@ pub mod agent;
 mod der;
 pub mod files;
 pub mod host_key;
+pub mod identity;
 pub mod key_file;
 #[cfg(test)]
 mod keygen;
