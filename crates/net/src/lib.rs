@@ -18,3 +18,4 @@ pub mod public_key;
 pub mod signer;
 mod ssh_wire;
 pub mod sshsig;
+pub mod tls;

@@ -1,0 +1,307 @@
+//! The listener's way in: TLS, authentication, and what the client has sent behind it.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use afar_proto::auth::{Attempt, AuthError, Responder, ResponderEvent};
+use afar_proto::message::{AuthOk, AuthQuery, Transcript};
+use bytes::Bytes;
+use tokio::net::TcpStream;
+
+use crate::clock::Clock;
+use crate::sshsig::{self, VerifiedKey};
+use crate::tls::{Established, TlsServer};
+use crate::transport::{Read, TlsTransport, Transport as _};
+
+/// How long a peer may take for TLS's handshake (`W-4.1`). Nobody has to touch anything for that.
+pub const TLS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Decides who may come in. Called by the listener's task; must not block for long.
+pub trait Gatekeeper {
+    /// What an accepted login yields.
+    type Grant;
+
+    /// Whether `key` would be accepted for `user` now.
+    fn would_accept(&self, user: &str, key: &[u8], source: IpAddr) -> bool;
+
+    /// What `key`, whose possession was proved, is granted for `user`; `None` refuses.
+    fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<Self::Grant>>;
+}
+
+/// A login whose signature was verified.
+#[derive(Debug)]
+pub struct ProvedLogin<'a> {
+    /// The user to become.
+    pub user: &'a str,
+    /// The key, proved.
+    pub key: &'a VerifiedKey,
+    /// Where the client connects from.
+    pub source: SocketAddr,
+    /// An ephemeral key that is to stand in for this one, and for how many seconds it is wanted.
+    pub delegate: Option<(&'a [u8], u32)>,
+}
+
+/// An accepted login.
+#[derive(Debug)]
+pub struct Admitted<G> {
+    /// What it may do.
+    pub grant: G,
+    /// For how many seconds the ephemeral key is taken, if one was asked for and is.
+    pub delegate_lifetime_s: Option<u32>,
+}
+
+/// A client that is in.
+#[derive(Debug)]
+pub struct Accepted<G> {
+    /// The connection; AUTH_OK is buffered and leaves with the next flush.
+    pub transport: TlsTransport,
+    /// What it may do.
+    pub grant: G,
+    /// What the client has sent behind its AUTH, unread: the supervisor's.
+    pub rest: Bytes,
+}
+
+/// Why a client is not in, for the log. The client has been told what it may know.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AcceptError {
+    /// It speaks no TLS that afar speaks, broke it, or took too long over it.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// The link failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// It broke off, took too long, or broke the protocol.
+    #[error("{0}")]
+    Auth(AuthError),
+    /// The signature is not of this connection, or not by this key.
+    #[error("the signature of {user:?} does not verify: {reason}")]
+    BadSignature {
+        /// The user that was wanted.
+        user: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The key is not accepted for this user. The gatekeeper has logged why.
+    #[error("{user:?} was refused with the key {fingerprint}")]
+    Refused {
+        /// The user that was wanted.
+        user: String,
+        /// The key's fingerprint.
+        fingerprint: String,
+    },
+}
+
+/// Makes TLS with a client and authenticates it.
+///
+/// Every step has a deadline; dropping the future closes the connection. A refusal is delivered
+/// before this returns, or its time is over (`W-4.7`).
+///
+/// # Errors
+/// See [`AcceptError`]; the connection is closed.
+pub async fn accept<G: Gatekeeper>(
+    socket: TcpStream,
+    source: SocketAddr,
+    tls: &TlsServer,
+    gatekeeper: &G,
+    clock: Clock,
+) -> Result<Accepted<G::Grant>, AcceptError> {
+    let (connection, side) = tls.accept().map_err(|error| AcceptError::Tls(error.to_string()))?;
+    let transport = TlsTransport::new(socket, connection);
+    let responder = Responder::new(concat!("afar/", env!("CARGO_PKG_VERSION")), clock.now());
+    let mut entrance = Entrance { transport, responder, source, clock, refusal: None };
+    let deadline = tokio::time::Instant::now() + TLS_DEADLINE;
+    tokio::time::timeout_at(deadline, entrance.shake_hands())
+        .await
+        .map_err(|_| AcceptError::Tls("the handshake took too long".to_owned()))??;
+    let established = match entrance.transport.tls() {
+        rustls::Connection::Server(tls) => {
+            side.established(tls).map_err(|error| AcceptError::Tls(error.to_string()))?
+        }
+        rustls::Connection::Client(_) => return Err(AcceptError::Tls("not a server".to_owned())),
+    };
+    entrance.authenticate(&established, gatekeeper).await
+}
+
+struct Entrance {
+    transport: TlsTransport,
+    responder: Responder,
+    source: SocketAddr,
+    clock: Clock,
+    /// Why the client is being refused, once it is.
+    refusal: Option<AcceptError>,
+}
+
+impl Entrance {
+    /// TLS's handshake. The listener's hello leaves with its first flight (`W-4.2`).
+    async fn shake_hands(&mut self) -> Result<(), AcceptError> {
+        let mut greeted = false;
+        while self.transport.tls().is_handshaking() {
+            self.read_once().await?;
+            // Half-RTT data can be written once the client's hello is in and keys exist; before
+            // that, rustls would keep it as plaintext and send it after the handshake.
+            if !greeted && self.transport.tls().wants_write() {
+                greeted = true;
+                let hello = self.responder.take_transmit();
+                self.transport.buffer(&hello)?;
+            }
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn authenticate<G: Gatekeeper>(
+        mut self,
+        established: &Established,
+        gatekeeper: &G,
+    ) -> Result<Accepted<G::Grant>, AcceptError> {
+        loop {
+            self.buffer_transmit()?;
+            match self.responder.poll_event() {
+                Some(ResponderEvent::Query(query)) => {
+                    let accepted = self.answer(&query, gatekeeper);
+                    self.responder.answer_query(self.clock.now(), accepted);
+                }
+                Some(ResponderEvent::Attempt(attempt)) => {
+                    match self.judge(&attempt, established, gatekeeper) {
+                        Ok(admitted) => return self.let_in(admitted),
+                        Err(refusal) => {
+                            self.refusal = Some(refusal);
+                            self.responder.refuse(self.clock.now());
+                        }
+                    }
+                }
+                Some(ResponderEvent::RefusalDelivered) => {
+                    return Err(self.refusal.take().unwrap_or(AcceptError::Auth(AuthError::Cut)));
+                }
+                Some(ResponderEvent::Failed(error)) => {
+                    self.buffer_transmit()?;
+                    let finished = poll_fn(|context| self.transport.poll_finish(context));
+                    let _ = tokio::time::timeout(Duration::from_secs(1), finished).await;
+                    return Err(AcceptError::Auth(error));
+                }
+                None => self.step().await?,
+            }
+        }
+    }
+
+    /// Sends what there is, then waits for the client's bytes, where they are wanted, or the time.
+    async fn step(&mut self) -> Result<(), AcceptError> {
+        if self.responder.is_refused() {
+            // The refusal has left for rustls; the client reads to the end of our side, and we
+            // read to the end of its side before closing, lest a reset overtake the refusal.
+            poll_fn(|context| self.transport.poll_finish(context)).await?;
+        } else {
+            self.flush().await?;
+        }
+        let deadline = self.responder.poll_timeout().map(|at| self.clock.to_tokio(at));
+        if !self.responder.wants_input() {
+            if let Some(deadline) = deadline {
+                tokio::time::sleep_until(deadline).await;
+            }
+            self.responder.handle_timeout(self.clock.now());
+            return Ok(());
+        }
+        let Some(deadline) = deadline else { return self.read_once().await };
+        match tokio::time::timeout_at(deadline, self.read_once()).await {
+            Ok(read) => read,
+            Err(_) => {
+                self.responder.handle_timeout(self.clock.now());
+                Ok(())
+            }
+        }
+    }
+
+    fn answer<G: Gatekeeper>(&self, query: &AuthQuery, gatekeeper: &G) -> Option<u32> {
+        let source = self.source.ip();
+        let found =
+            query.keys.iter().position(|key| gatekeeper.would_accept(&query.user, &key.0, source));
+        found.and_then(|index| u32::try_from(index).ok())
+    }
+
+    /// Verifies the signature over exactly the bytes that were sent, then asks the gatekeeper.
+    fn judge<G: Gatekeeper>(
+        &self,
+        attempt: &Attempt,
+        established: &Established,
+        gatekeeper: &G,
+    ) -> Result<Admitted<G::Grant>, AcceptError> {
+        let request = &attempt.request;
+        let bad_signature = |reason: String| AcceptError::BadSignature {
+            user: request.user.clone(),
+            reason,
+        };
+        let (client_hello, server_hello) = self.responder.hellos();
+        let transcript = Transcript {
+            exporter: established.channel_binding.as_bytes(),
+            client_hello,
+            server_hello,
+            host_key: established.host_key.blob(),
+            request: &attempt.signed_request,
+        };
+        let key =
+            sshsig::verify(&request.public_key, &attempt.signature, &transcript.to_bytes())
+                .map_err(|error| bad_signature(error.to_string()))?;
+        if key.algorithm() != request.algorithm {
+            return Err(bad_signature("another algorithm than was stated".to_owned()));
+        }
+        let delegate = request.delegate.as_ref();
+        let login = ProvedLogin {
+            user: &request.user,
+            key: &key,
+            source: self.source,
+            delegate: delegate.map(|d| (d.public_key.as_slice(), d.lifetime_s)),
+        };
+        gatekeeper.admit(&login).ok_or_else(|| AcceptError::Refused {
+            user: request.user.clone(),
+            fingerprint: key.fingerprint(),
+        })
+    }
+
+    fn let_in<G>(mut self, admitted: Admitted<G>) -> Result<Accepted<G>, AcceptError> {
+        let Admitted { grant, delegate_lifetime_s } = admitted;
+        self.responder.accept(&AuthOk { delegate_lifetime_s });
+        self.buffer_transmit()?;
+        Ok(Accepted { transport: self.transport, grant, rest: self.responder.into_rest() })
+    }
+
+    async fn read_once(&mut self) -> Result<(), AcceptError> {
+        let Self { transport, responder, clock, .. } = self;
+        let now = clock.now();
+        let read = poll_fn(|context| {
+            transport.poll_read(context, &mut |bytes| responder.handle_input(now, bytes))
+        });
+        match read.await {
+            Ok(Read::Progress) => Ok(()),
+            Ok(Read::End) => {
+                if self.transport.tls().is_handshaking() {
+                    return Err(AcceptError::Tls("cut during the handshake".to_owned()));
+                }
+                self.responder.handle_eof();
+                Ok(())
+            }
+            Err(error) => {
+                // The alert that says why is queued in rustls.
+                let _ = tokio::time::timeout(Duration::from_secs(1), self.flush()).await;
+                Err(match error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+                    Some(tls) => AcceptError::Tls(tls.to_string()),
+                    None => AcceptError::Io(error),
+                })
+            }
+        }
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|context| self.transport.poll_flush(context)).await
+    }
+
+    fn buffer_transmit(&mut self) -> io::Result<()> {
+        if self.transport.tls().is_handshaking() {
+            return Ok(());
+        }
+        let bytes = self.responder.take_transmit();
+        self.transport.buffer(&bytes)
+    }
+}

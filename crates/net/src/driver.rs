@@ -1,0 +1,164 @@
+//! Pumps a [`Connection`] over a [`Transport`]: the only place where the two meet.
+
+use std::collections::VecDeque;
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use afar_proto::{Connection, Event};
+use bytes::Bytes;
+
+use crate::clock::Clock;
+use crate::transport::{Read, Transport};
+
+/// Bytes that are taken from the connection at a time. What is taken can't be overtaken any more,
+/// so this bounds how long a keystroke waits behind bulk data in this process.
+const TRANSMIT_BYTES: usize = 256 * 1024;
+
+/// How long the last bytes of a connection may take to leave.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection together with the stream of bytes that it runs over, owned by one task.
+///
+/// Nothing happens in the background: bytes move while [`Driver::next`] is awaited.
+#[derive(Debug)]
+pub struct Driver<T> {
+    transport: T,
+    connection: Connection,
+    clock: Clock,
+    out: VecDeque<Bytes>,
+    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    write_failed: bool,
+}
+
+impl<T: Transport> Driver<T> {
+    /// Joins the two.
+    #[must_use]
+    pub fn new(transport: T, connection: Connection, clock: Clock) -> Self {
+        Self {
+            transport,
+            connection,
+            clock,
+            out: VecDeque::new(),
+            timer: None,
+            write_failed: false,
+        }
+    }
+
+    /// The connection, to give it commands. What they cause to be sent leaves during the next
+    /// [`Driver::next`].
+    pub fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
+    /// The transport.
+    pub fn transport(&mut self) -> &mut T {
+        &mut self.transport
+    }
+
+    /// The clock that the connection's time is taken from.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Gives the connection bytes that were read before it was driven.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.connection.handle_input(self.clock.now(), bytes);
+    }
+
+    /// The next event. Meanwhile, sends what there is to send, reads, and keeps the time.
+    ///
+    /// Nothing is read while events wait, so a consumer that stops asking stops the peer in the
+    /// end. Cancellation safe: a dropped future loses nothing. After [`Event::Closed`] there is
+    /// none any more, and this waits for ever.
+    pub async fn next(&mut self) -> Event {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// As [`Driver::next`], for callers that wait for several things themselves.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+        loop {
+            self.poll_send(context);
+            if let Some(event) = self.connection.poll_event() {
+                return Poll::Ready(event);
+            }
+            if self.connection.is_closed() {
+                return Poll::Pending;
+            }
+            let read = {
+                let Self { transport, connection, clock, .. } = self;
+                let now = clock.now();
+                transport.poll_read(context, &mut |bytes| connection.handle_input(now, bytes))
+            };
+            match read {
+                Poll::Ready(Ok(Read::Progress)) => continue,
+                Poll::Ready(Ok(Read::End) | Err(_)) => {
+                    self.connection.handle_eof(self.clock.now());
+                    continue;
+                }
+                Poll::Pending => {}
+            }
+            if self.poll_timer(context).is_pending() {
+                return Poll::Pending;
+            }
+            self.connection.handle_timeout(self.clock.now());
+        }
+    }
+
+    /// Sends what there is to send, as far as the stream takes it without waiting.
+    pub fn poll_send(&mut self, context: &mut Context<'_>) {
+        while !self.write_failed {
+            if self.out.is_empty()
+                && self.connection.poll_transmit(&mut self.out, TRANSMIT_BYTES) == 0
+            {
+                return;
+            }
+            match self.transport.poll_write(context, &mut self.out) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Pending => return,
+                Poll::Ready(Err(_)) => {
+                    // What the peer said before it went away can still be read: its goodbye above
+                    // all. So only the sending ends here; the reading side finds the end.
+                    self.write_failed = true;
+                    self.out.clear();
+                }
+            }
+        }
+        self.connection.poll_transmit(&mut VecDeque::new(), usize::MAX);
+    }
+
+    fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(deadline) = self.connection.poll_timeout() else { return Poll::Pending };
+        let deadline = self.clock.to_tokio(deadline);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        // Moving a timer costs more than letting one fire early now and then: every input moves
+        // the keepalive's deadline later, and an early call of handle_timeout does no harm.
+        if deadline < timer.deadline() || timer.is_elapsed() {
+            timer.as_mut().reset(deadline);
+        }
+        timer.as_mut().poll(context)
+    }
+
+    /// Sends what is queued, a goodbye last, ends the sending side, and closes. Gives up after a
+    /// second, because a peer that does not read must not hold this process.
+    pub async fn finish(mut self) {
+        let flushed = tokio::time::timeout(FINISH_TIMEOUT, async {
+            poll_fn(|context| {
+                self.poll_send(context);
+                if self.out.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            // A failure here means that the peer is gone already, which is what is wanted.
+            let _ = poll_fn(|context| self.transport.poll_finish(context)).await;
+        });
+        let _ = flushed.await;
+    }
+
+    /// The transport and what had not been sent; for handing the stream on.
+    #[must_use]
+    pub fn into_transport(self) -> T {
+        self.transport
+    }
+}

@@ -1,0 +1,132 @@
+//! Streams of bytes that a connection can run over: TLS over TCP, and a unix socket.
+
+mod tls_stream;
+mod unix_stream;
+
+use std::collections::VecDeque;
+use std::io;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+pub use tls_stream::TlsTransport;
+pub use unix_stream::UnixTransport;
+
+/// Most bytes that one system call reads: large enough that the call's own cost does not count.
+const READ_BYTES: usize = 256 * 1024;
+
+/// Pieces that one vectored write takes; the kernel's limit is 1,024 (IOV_MAX).
+const WRITE_PIECES: usize = 64;
+
+/// Whether more bytes can come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// Bytes were handed out, or at least progress was made.
+    Progress,
+    /// The peer has ended its side.
+    End,
+}
+
+/// A reliable stream of bytes in both directions, without message boundaries.
+pub trait Transport {
+    /// Hands what has arrived to `sink`, in pieces of any size. `Pending` wakes the task when there
+    /// is more.
+    ///
+    /// # Errors
+    /// The stream is broken; nothing more can be read.
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Poll<io::Result<Read>>;
+
+    /// Writes the pieces in order and removes what was taken. `Ready` when all of it has been
+    /// handed to the kernel; `Pending` wakes the task when more can be.
+    ///
+    /// # Errors
+    /// The stream is broken; nothing more can be written.
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        pieces: &mut VecDeque<Bytes>,
+    ) -> Poll<io::Result<()>>;
+
+    /// Says that nothing more will be written, so that the peer reads to the end.
+    ///
+    /// # Errors
+    /// The stream is broken.
+    fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+/// One of the transports, chosen as the program runs.
+#[derive(Debug)]
+pub enum AnyTransport {
+    /// TLS over TCP.
+    Tls(Box<TlsTransport>),
+    /// A unix socket.
+    Unix(UnixTransport),
+}
+
+impl Transport for AnyTransport {
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Poll<io::Result<Read>> {
+        match self {
+            Self::Tls(transport) => transport.poll_read(context, sink),
+            Self::Unix(transport) => transport.poll_read(context, sink),
+        }
+    }
+
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        pieces: &mut VecDeque<Bytes>,
+    ) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tls(transport) => transport.poll_write(context, pieces),
+            Self::Unix(transport) => transport.poll_write(context, pieces),
+        }
+    }
+
+    fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tls(transport) => transport.poll_finish(context),
+            Self::Unix(transport) => transport.poll_finish(context),
+        }
+    }
+}
+
+/// Calls `use_buffer` with this thread's read buffer.
+///
+/// One buffer a thread, not one a connection: a thousand idle connections cost nothing for it, and
+/// the large buffer stays in the processor's cache.
+fn with_read_buffer<T>(use_buffer: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local! {
+        static BUFFER: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; READ_BYTES]);
+    }
+    BUFFER.with(|buffer| match buffer.try_borrow_mut() {
+        Ok(mut buffer) => use_buffer(&mut buffer),
+        // A reader inside a reader's sink: rare, so it may pay for its own buffer.
+        Err(_) => use_buffer(&mut vec![0; READ_BYTES]),
+    })
+}
+
+/// Removes `count` bytes from the front of `pieces`.
+fn advance(pieces: &mut VecDeque<Bytes>, mut count: usize) {
+    while count > 0 {
+        let Some(front) = pieces.front_mut() else { return };
+        if count < front.len() {
+            let _ = front.split_to(count);
+            return;
+        }
+        count -= front.len();
+        pieces.pop_front();
+    }
+}
+
+/// The first pieces as slices for one vectored write.
+fn slices(pieces: &VecDeque<Bytes>) -> Vec<io::IoSlice<'_>> {
+    pieces.iter().take(WRITE_PIECES).map(|piece| io::IoSlice::new(piece)).collect()
+}
