@@ -286,9 +286,7 @@ impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // rustls refuses a client that offers other protocols, but lets one pass that offers none
         // at all; that one is not ours either.
-        if hello.alpn().is_none() {
-            return None;
-        }
+        let _offered = hello.alpn()?;
         let index = hello.signature_schemes().iter().find_map(|scheme| {
             self.keys.iter().position(|key| kind_schemes(key.public.kind()).contains(scheme))
         })?;
