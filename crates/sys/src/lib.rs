@@ -1,1 +1,19 @@
-//! Placeholder.
+//! The system calls afar needs, behind safe functions; the only crate with unsafe code.
+//!
+//! Everything here is synchronous and for Linux only, with glibc (2.34 or newer) or musl. Nothing
+//! blocks unless its documentation says so, so that the supervisor can call all of it from its one
+//! thread. Every descriptor that is made here is close-on-exec.
+//!
+//! Errors are [`Errno`] where a caller decides by the number (spawning, waiting, signalling) and
+//! [`std::io::Error`] where it only passes them on.
+
+#![expect(unsafe_code, reason = "this crate is where the workspace keeps its unsafe code")]
+
+pub mod boot;
+mod errno;
+pub mod exec_strings;
+pub mod random;
+pub mod signals;
+pub mod users;
+
+pub use rustix::io::Errno;
