@@ -10,10 +10,16 @@
 #![expect(unsafe_code, reason = "this crate is where the workspace keeps its unsafe code")]
 
 pub mod boot;
+pub mod child;
 mod errno;
 pub mod exec_strings;
+pub mod process_tree;
 pub mod random;
+pub mod resolve;
+#[cfg(test)]
+mod rig;
 pub mod signals;
+pub mod spawn;
 pub mod users;
 
 pub use rustix::io::Errno;
