@@ -13,6 +13,8 @@ pub mod boot;
 pub mod child;
 mod errno;
 pub mod exec_strings;
+pub mod inherit;
+pub mod pipe;
 pub mod process_tree;
 pub mod random;
 pub mod resolve;
@@ -20,6 +22,7 @@ pub mod resolve;
 mod rig;
 pub mod signals;
 pub mod spawn;
+pub mod terminal;
 pub mod users;
 
 pub use rustix::io::Errno;
