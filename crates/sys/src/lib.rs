@@ -15,12 +15,14 @@ mod errno;
 pub mod exec_strings;
 pub mod inherit;
 pub mod pipe;
+pub mod private_files;
 pub mod process_tree;
 pub mod random;
 pub mod resolve;
 #[cfg(test)]
 mod rig;
 pub mod signals;
+pub mod socket;
 pub mod spawn;
 pub mod terminal;
 pub mod users;
