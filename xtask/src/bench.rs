@@ -70,6 +70,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
             missing.is_none()
         });
     }
+    let facts = machine::facts(workspace);
     let mut rig = Rig::start(workspace, afar.as_deref())?;
     warm_up(&rig, &helpers, &options, afar.is_some())?;
     rig.note_idle();
@@ -77,7 +78,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     drop(rig);
     let report = Report {
         command_line: format!("cargo xtask bench {}", arguments.join(" ")).trim_end().to_owned(),
-        facts: machine::facts(workspace),
+        facts,
         left_out,
         samples,
     };

@@ -12,6 +12,7 @@ pub(super) fn facts(workspace: &Workspace) -> Vec<(&'static str, String)> {
         ("commit", commit(workspace)),
         ("kernel", read("/proc/sys/kernel/osrelease")),
         ("cpu", format!("{} × {}", cores, cpu_model())),
+        ("load average before", read("/proc/loadavg")),
         ("congestion control", read("/proc/sys/net/ipv4/tcp_congestion_control")),
         ("OpenSSH", said("ssh", &["-V"])),
         ("dropbear", said("dropbear", &["-V"])),

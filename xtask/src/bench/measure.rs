@@ -17,6 +17,8 @@ const LINES: &str = "20000000";
 /// What `seq 1 20000000` prints: 9 one-digit lines and so on, each with its newline.
 const LINES_BYTES: u64 = 168_888_897;
 const IN_FLIGHT: u64 = 32;
+/// Some two seconds of them.
+const COMMANDS: u64 = 3000;
 
 /// How much is measured in one go.
 #[derive(Debug, Clone, Copy)]
@@ -125,19 +127,16 @@ impl Bench<'_> {
             Contender::Local => {
                 let mut helper = Command::new(&self.helpers.spawn_loop);
                 helper.stdin(Stdio::null());
-                Self::count_of(&mut helper, 3000, in_flight);
+                helper.args([COMMANDS.to_string(), in_flight.to_string()]);
                 self.helper_says(&mut helper, "spawns_per_s")
             }
             _ => {
                 let mut helper = self.rig.afar_helper(&self.helpers.commands)?;
-                Self::count_of(&mut helper, 3000, in_flight);
+                helper.args(["--count", &COMMANDS.to_string()]);
+                helper.args(["--in-flight", &in_flight.to_string()]);
                 self.helper_says(&mut helper, "commands_per_s")
             }
         }
-    }
-
-    fn count_of(helper: &mut Command, count: u64, in_flight: u64) {
-        helper.args(["--count", &count.to_string(), "--in-flight", &in_flight.to_string()]);
     }
 
     /// The same through ssh: a client process for each command, on the master's connection.

@@ -113,7 +113,8 @@ impl Rig {
             Contender::Dbclient => self.dbclient(&[], remote)?,
             Contender::Afar => {
                 let mut command = Command::new(self.afar_program()?);
-                command.args(["run", "-q"]).args(self.afar_target()?).arg("--").args(remote);
+                command.args(["run", "-q", "-F", "/dev/null"]);
+                command.args(self.afar_target()?).arg("--").args(remote);
                 command
             }
         };
