@@ -9,9 +9,7 @@ use crate::child::{Child, Session};
 use crate::errno::of_returned;
 use crate::signals::children_are_kept;
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
-use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, getpid, getrlimit, pidfd_open, setrlimit,
-};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getpid, getrlimit, pidfd_open};
 use std::ffi::{CStr, CString, c_char, c_int, c_short};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -232,11 +230,12 @@ impl<'m> FileActions<'m> {
         of_returned(unsafe { libc::posix_spawn_file_actions_addclosefrom_np(actions, first) })
     }
 
-    /// musl has no such action: there, all of ours are close-on-exec, and `main` marks what it
-    /// inherited (see [`set_cloexec_on_inherited`](crate::inherit::set_cloexec_on_inherited)).
+    /// musl has no such action: there, what would be closed is marked close-on-exec in this process,
+    /// which for descriptors of ours changes nothing.
     #[cfg(not(target_env = "gnu"))]
     fn close_from(&mut self, _first: RawFd) -> Result<(), Errno> {
-        Ok(())
+        crate::inherit::set_cloexec_on_inherited()
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
     }
 }
 
@@ -315,7 +314,10 @@ impl LoweredLimit {
         if ours.current.is_some_and(|current| current <= soft) {
             return Ok(Self(None));
         }
-        setrlimit(Resource::Nofile, Rlimit { current: Some(soft), maximum: ours.maximum })?;
+        rustix::process::setrlimit(
+            Resource::Nofile,
+            Rlimit { current: Some(soft), maximum: ours.maximum },
+        )?;
         Ok(Self(Some(ours)))
     }
 }
@@ -325,7 +327,7 @@ impl Drop for LoweredLimit {
     fn drop(&mut self) {
         if let Some(ours) = self.0.take() {
             // A soft limit may always be set back to what it was under the same hard limit.
-            let _ = setrlimit(Resource::Nofile, ours);
+            let _ = rustix::process::setrlimit(Resource::Nofile, ours);
         }
     }
 }

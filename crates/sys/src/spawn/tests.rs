@@ -6,7 +6,7 @@ use crate::rig::{Options, Running, alone, proc_file, until_readable};
 use crate::signals::{Signal, default_sigchld};
 use rustix::io::{FdFlags, dup, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::getsid;
+use rustix::process::{getsid, setrlimit};
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
