@@ -1,1 +1,16 @@
-//! Placeholder.
+//! Afar's decisions without I/O: who may do what, which host is which, what a target means.
+//!
+//! Contents of files come in as bytes and the time comes in as an argument; answers go out.
+//! Nothing here opens a file, reads a clock, or starts a task, so every rule can be tested with
+//! a few lines of text, and fuzzed.
+//!
+//! | module | answers |
+//! | --- | --- |
+//! | [`key`] | what an SSH public key is called, and its fingerprint |
+//! | [`escape`] | how to show bytes that someone else chose |
+
+pub mod diagnostic;
+pub mod escape;
+pub mod key;
+pub mod limits;
+mod text;

@@ -1,0 +1,59 @@
+//! The limits of this crate's readers, each with a test on both of its sides.
+
+/// Largest SSH public key or certificate in wire encoding, in bytes. An RSA key of 16,384 bits
+/// takes 2 KiB, a certificate with many principals a few more.
+pub const KEY_BYTES_MAX: usize = 16 * 1024;
+
+/// Longest name of a key algorithm, in bytes (RFC 4251, section 6).
+pub const ALGORITHM_BYTES_MAX: usize = 64;
+
+/// Largest `authorized_keys` file, in bytes. A larger one grants nothing.
+pub const AUTHORIZED_KEYS_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Longest line of an `authorized_keys` file, in bytes without its end. A longer one grants
+/// nothing (sshd(8): "up to a limit of 8 kilobytes").
+pub const AUTHORIZED_KEYS_LINE_BYTES_MAX: usize = 8 * 1024;
+
+/// Most diagnostics that one reading keeps; more are counted only.
+pub const DIAGNOSTICS_MAX: usize = 64;
+
+/// Largest `known_hosts` file, in bytes.
+pub const KNOWN_HOSTS_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Longest line of a `known_hosts` file, in bytes without its end; a longer one is skipped.
+pub const KNOWN_HOSTS_LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// Largest single ssh configuration file, in bytes.
+pub const SSH_CONFIG_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Deepest nesting of `Include` (as in OpenSSH).
+pub const SSH_CONFIG_DEPTH_MAX: usize = 16;
+
+/// Most files that one reading of the ssh configuration includes, over all levels. Without it two
+/// files that include each other twice would be read 2¹⁶ times within the depth limit.
+pub const SSH_CONFIG_FILES_MAX: usize = 256;
+
+/// Most `IdentityFile` lines that apply to one host (as in OpenSSH).
+pub const IDENTITY_FILES_MAX: usize = 100;
+
+/// Longest name of a host, in bytes (RFC 1035, section 2.3.4).
+pub const HOST_BYTES_MAX: usize = 255;
+
+/// Longest name of a user, in bytes (`LOGIN_NAME_MAX` of Linux).
+pub const USER_BYTES_MAX: usize = 256;
+
+/// Most names that a host set expands to.
+pub const HOST_SET_NAMES_MAX: usize = 65_536;
+
+/// Longest text of a host set, in bytes.
+pub const HOST_SET_BYTES_MAX: usize = 64 * 1024;
+
+/// Deepest nesting of groups in host sets.
+pub const HOST_SET_GROUP_DEPTH_MAX: usize = 8;
+
+/// Most characters that [`crate::escape::escape_for_terminal`] gives.
+pub const ESCAPED_CHARS_MAX: usize = 1024;
+
+/// Longest `NAME=value` that Linux passes to a program, in bytes with its NUL
+/// (`MAX_ARG_STRLEN`, execve(2)).
+pub const ENVIRONMENT_STRING_BYTES_MAX: usize = 128 * 1024;
