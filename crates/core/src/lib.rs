@@ -6,6 +6,7 @@
 //!
 //! | module | answers |
 //! | --- | --- |
+//! | [`policy`] | may this grant do that |
 //! | [`key`] | what an SSH public key is called, and its fingerprint |
 //! | [`escape`] | how to show bytes that someone else chose |
 
@@ -13,4 +14,6 @@ pub mod diagnostic;
 pub mod escape;
 pub mod key;
 pub mod limits;
+mod pattern;
+pub mod policy;
 mod text;

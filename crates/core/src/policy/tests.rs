@@ -1,0 +1,239 @@
+//! The whole table, cell by cell, against an expectation that is written another way.
+
+use super::*;
+
+const NOW_S: i64 = 1_800_000_000;
+
+fn grant(restrictions: Restrictions) -> Grant {
+    Grant {
+        kind: GrantKind::Key,
+        user: "alice".into(),
+        uid: 1000,
+        key_fingerprint: Some("SHA256:abc".into()),
+        source_address: Some([192, 0, 2, 1].into()),
+        restrictions,
+    }
+}
+
+fn forced(command: &str) -> Restrictions {
+    Restrictions { forced_command: Some(command.into()), ..Restrictions::default() }
+}
+
+fn ls() -> Command {
+    Command::Argv(vec!["ls".into(), "-l".into(), "a b".into()])
+}
+
+/// The rules in words, told apart from the table: what `allowed` must answer.
+fn expectation(
+    verb: Verb,
+    restrictions: &Restrictions,
+    facts: RequestFacts<'_>,
+) -> Result<Decision, Denied> {
+    let is_forced = restrictions.forced_command.is_some();
+    let starts = matches!(verb, Verb::Run | Verb::Shell);
+    let names_a_job = matches!(verb, Verb::Attach | Verb::Logs | Verb::Kill);
+    if restrictions.no_pty && starts && facts.pty {
+        return Err(Denied::NoPty);
+    }
+    if restrictions.no_port_forwarding && verb == Verb::Forward {
+        return Err(Denied::NoForwarding);
+    }
+    if is_forced && names_a_job && !facts.own_job {
+        return Err(Denied::NotItsJob);
+    }
+    let execution = match &restrictions.forced_command {
+        Some(command) if starts => Execution::Forced {
+            command: command.clone(),
+            original: facts.command.map(|_| "ls -l 'a b'".into()),
+        },
+        _ => Execution::AsRequested,
+    };
+    let jobs = if is_forced && verb != Verb::Forward { JobsSeen::Own } else { JobsSeen::All };
+    Ok(Decision { execution, jobs })
+}
+
+#[test]
+fn fault_84_the_whole_table_of_grant_and_verb() {
+    let ls = ls();
+    let forward = ForwardRequest { way: ForwardWay::Open, host: "db", port: 5432 };
+    let mut cells = 0;
+    let mut denied = 0;
+    for verb in Verb::ALL {
+        for bits in 0_u8..64 {
+            let on = |bit: u8| bits & (1 << bit) != 0;
+            let restrictions = Restrictions {
+                forced_command: on(0).then(|| "backup".into()),
+                no_pty: on(1),
+                no_port_forwarding: on(2),
+                ..Restrictions::default()
+            };
+            let facts = RequestFacts {
+                now_s: NOW_S,
+                pty: on(3),
+                own_job: on(4),
+                command: (on(5) && verb == Verb::Run).then_some(&ls),
+                forward: (verb == Verb::Forward).then_some(forward),
+            };
+            for kind in [GrantKind::Key, GrantKind::Delegated, GrantKind::Local] {
+                let grant = Grant { kind, ..grant(restrictions.clone()) };
+                let answer = allowed(&grant, verb, facts);
+                assert_eq!(answer, expectation(verb, &restrictions, facts), "{verb:?} {bits:06b}");
+                cells += 1;
+                denied += usize::from(answer.is_err());
+            }
+        }
+    }
+    assert_eq!(cells, 7 * 64 * 3);
+    assert!(denied > 100 && denied < cells / 2, "{denied} of {cells}");
+}
+
+#[test]
+fn fault_84_a_forced_command_replaces_run_and_shell() {
+    let ls = ls();
+    let grant = grant(forced("backup --all"));
+    let decision = allowed(&grant, Verb::Run, RequestFacts::run(NOW_S, &ls)).unwrap();
+    assert_eq!(
+        decision.execution,
+        Execution::Forced { command: "backup --all".into(), original: Some("ls -l 'a b'".into()) }
+    );
+    let shell = RequestFacts { pty: true, ..RequestFacts::other(NOW_S) };
+    let decision = allowed(&grant, Verb::Shell, shell).unwrap();
+    assert_eq!(
+        decision.execution,
+        Execution::Forced { command: "backup --all".into(), original: None }
+    );
+}
+
+#[test]
+fn fault_84_an_empty_forced_command_still_forces() {
+    let ls = ls();
+    let decision = allowed(&grant(forced("")), Verb::Run, RequestFacts::run(NOW_S, &ls)).unwrap();
+    assert!(
+        matches!(decision.execution, Execution::Forced { command, .. } if command.0.is_empty())
+    );
+}
+
+#[test]
+fn fault_84_the_client_cannot_steer_a_forced_command() {
+    let ls = ls();
+    let facts = RequestFacts::run(NOW_S, &ls);
+    let bound = allowed(&grant(forced("backup")), Verb::Run, facts).unwrap();
+    let free = allowed(&grant(Restrictions::default()), Verb::Run, facts).unwrap();
+    for name in ["LD_PRELOAD", "BASH_ENV", "ENV", "PATH", "IFS", "LCX", "SSH_ORIGINAL_COMMAND", ""]
+    {
+        assert!(!bound.accepts_variable(name.as_bytes()), "{name}");
+        assert!(free.accepts_variable(name.as_bytes()), "{name}");
+    }
+    for name in ["LANG", "LC_ALL", "LC_MESSAGES", "TERM"] {
+        assert!(bound.accepts_variable(name.as_bytes()), "{name}");
+    }
+    assert!(!bound.accepts_cwd() && free.accepts_cwd());
+}
+
+#[test]
+fn the_original_command_must_fit_a_variable() {
+    let grant = grant(forced("backup"));
+    let answer = |length: usize| {
+        let script = Command::Script(ByteString(vec![b'x'; length]));
+        allowed(&grant, Verb::Run, RequestFacts::run(NOW_S, &script)).map(|_| ())
+    };
+    let fits = ENVIRONMENT_STRING_BYTES_MAX - "SSH_ORIGINAL_COMMAND=".len() - 1;
+    assert_eq!(answer(fits), Ok(()));
+    assert_eq!(answer(fits + 1), Err(Denied::OriginalTooLong));
+    let nul = Command::Argv(vec!["a\0b".into()]);
+    let facts = RequestFacts::run(NOW_S, &nul);
+    assert_eq!(allowed(&grant, Verb::Run, facts), Err(Denied::OriginalHoldsNul));
+}
+
+#[test]
+fn fault_84_an_expired_key_may_do_nothing_more() {
+    let grant = grant(Restrictions { expires_at_s: Some(NOW_S), ..Restrictions::default() });
+    for verb in Verb::ALL {
+        let forward = ForwardRequest { way: ForwardWay::Open, host: "h", port: 1 };
+        let at = |now_s| RequestFacts { forward: Some(forward), ..RequestFacts::other(now_s) };
+        assert!(allowed(&grant, verb, at(NOW_S)).is_ok());
+        assert_eq!(allowed(&grant, verb, at(NOW_S + 1)), Err(Denied::Expired));
+    }
+}
+
+#[test]
+fn fault_84_permitopen_and_permitlisten_name_what_may_be_forwarded() {
+    let grant = grant(Restrictions {
+        permit_open: vec!["db:5432".into(), "[::1]:80".into(), "any:*".into()],
+        permit_listen: vec!["8080".into(), "10.0.*:9000".into()],
+        ..Restrictions::default()
+    });
+    let may = |way, host, port| {
+        let forward = Some(ForwardRequest { way, host, port });
+        allowed(&grant, Verb::Forward, RequestFacts { forward, ..RequestFacts::other(NOW_S) })
+            .is_ok()
+    };
+    use ForwardWay::{Listen, Open};
+    assert!(may(Open, "db", 5432) && may(Open, "::1", 80) && may(Open, "any", 1));
+    assert!(!may(Open, "db", 5433) && !may(Open, "d", 5432) && !may(Open, "::2", 80));
+    // No pattern matching on hosts to connect to (sshd(8), permitopen).
+    assert!(!may(Open, "db*", 5432));
+    assert!(may(Listen, "localhost", 8080) && may(Listen, "10.0.0.1", 9000));
+    assert!(!may(Listen, "10.1.0.1", 9000) && !may(Listen, "localhost", 8081));
+    let unnamed = allowed(&grant, Verb::Forward, RequestFacts::other(NOW_S));
+    assert_eq!(unnamed, Err(Denied::ForwardTarget));
+}
+
+#[test]
+fn denials_have_the_word_of_the_wire() {
+    assert_eq!(Denied::NotItsJob.reason(), RefusalReason::NoSuchJob);
+    assert_eq!(Denied::OriginalTooLong.reason(), RefusalReason::TooLong);
+    assert_eq!(Denied::OriginalHoldsNul.reason(), RefusalReason::Invalid);
+    for denied in [Denied::Expired, Denied::NoPty, Denied::NoForwarding, Denied::ForwardTarget] {
+        assert_eq!(denied.reason(), RefusalReason::Denied);
+    }
+}
+
+#[test]
+fn a_forced_command_has_a_scope_of_its_own() {
+    assert_eq!(grant(forced("x")).job_scope(), JobScope::Key("SHA256:abc"));
+    assert_eq!(grant(Restrictions::default()).job_scope(), JobScope::User);
+    assert_eq!(Grant::local("alice", 1000).job_scope(), JobScope::User);
+}
+
+#[test]
+fn a_grant_survives_its_encoding() {
+    let full = grant(Restrictions {
+        forced_command: Some(ByteString(b"\xff\0".to_vec())),
+        no_pty: true,
+        environment: vec![KeyVariable { name: "A".into(), value: "b\"c".into() }],
+        permit_open: vec!["h:1".into()],
+        permit_listen: vec!["1".into()],
+        touch_required: false,
+        verify_required: true,
+        expires_at_s: Some(NOW_S),
+        ..Restrictions::default()
+    });
+    for grant in [full, Grant::local(b"\xe9ric".to_vec(), 0)] {
+        assert_eq!(Grant::decode(&grant.encode()), Ok(grant));
+    }
+}
+
+#[test]
+fn a_grant_that_is_not_understood_whole_is_refused() {
+    let good = String::from_utf8(Grant::local("alice", 1000).encode()).unwrap();
+    let variants = [
+        good.replacen('{', r#"{"sandbox":true,"#, 1),
+        good.replace(r#""no_pty":false"#, r#""no_pty":false,"no_network":true"#),
+        good.replace(r#""no_pty":false,"#, ""),
+        good.replace(r#""forced_command":null,"#, ""),
+        good.replace(r#","expires_at_s":null"#, ""),
+        good.replace(r#""source_address":null,"#, ""),
+        good.replace(r#""no_pty":false"#, r#""no_pty":false,"no_pty":true"#),
+        good.replace(r#""uid":1000"#, r#""uid":-1"#),
+        good.replace(r#""kind":"local""#, r#""kind":"key""#),
+        good.replace(r#""kind":"local""#, r#""kind":"root""#),
+        good.replace(r#""key_fingerprint":null"#, r#""key_fingerprint":"SHA256:x""#),
+        String::new(),
+    ];
+    assert!(Grant::decode(good.as_bytes()).is_ok());
+    for variant in variants {
+        assert_ne!(variant, good);
+        assert!(Grant::decode(variant.as_bytes()).is_err(), "{variant}");
+    }
+}
