@@ -6,10 +6,12 @@
 //!
 //! | module | answers |
 //! | --- | --- |
+//! | [`authorized_keys`] | may this key log in, and under which restrictions |
 //! | [`policy`] | may this grant do that |
 //! | [`key`] | what an SSH public key is called, and its fingerprint |
 //! | [`escape`] | how to show bytes that someone else chose |
 
+pub mod authorized_keys;
 pub mod diagnostic;
 pub mod escape;
 pub mod key;
