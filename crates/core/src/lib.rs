@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`authorized_keys`] | may this key log in, and under which restrictions |
 //! | [`policy`] | may this grant do that |
+//! | [`known_hosts`] | is this the host that the user knows |
 //! | [`key`] | what an SSH public key is called, and its fingerprint |
 //! | [`escape`] | how to show bytes that someone else chose |
 
@@ -15,6 +16,7 @@ pub mod authorized_keys;
 pub mod diagnostic;
 pub mod escape;
 pub mod key;
+pub mod known_hosts;
 pub mod limits;
 mod pattern;
 pub mod policy;
