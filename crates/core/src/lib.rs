@@ -9,6 +9,7 @@
 //! | [`authorized_keys`] | may this key log in, and under which restrictions |
 //! | [`policy`] | may this grant do that |
 //! | [`known_hosts`] | is this the host that the user knows |
+//! | [`ssh_config`] | what the user's `~/.ssh/config` says about a host |
 //! | [`key`] | what an SSH public key is called, and its fingerprint |
 //! | [`escape`] | how to show bytes that someone else chose |
 
@@ -20,4 +21,5 @@ pub mod known_hosts;
 pub mod limits;
 mod pattern;
 pub mod policy;
+pub mod ssh_config;
 mod text;
