@@ -10,16 +10,19 @@
 //! | [`policy`] | may this grant do that |
 //! | [`known_hosts`] | is this the host that the user knows |
 //! | [`ssh_config`] | what the user's `~/.ssh/config` says about a host |
+//! | [`target`], [`host_set`] | what `alice@web[01-40]:2327` means |
 //! | [`key`] | what an SSH public key is called, and its fingerprint |
 //! | [`escape`] | how to show bytes that someone else chose |
 
 pub mod authorized_keys;
 pub mod diagnostic;
 pub mod escape;
+pub mod host_set;
 pub mod key;
 pub mod known_hosts;
 pub mod limits;
 mod pattern;
 pub mod policy;
 pub mod ssh_config;
+pub mod target;
 mod text;
