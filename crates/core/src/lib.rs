@@ -13,10 +13,12 @@
 //! | [`target`], [`host_set`] | what `alice@web[01-40]:2327` means |
 //! | [`key`] | what an SSH public key is called, and its fingerprint |
 //! | [`escape`] | how to show bytes that someone else chose |
+//! | [`hints`] | what to suggest when a program was not found |
 
 pub mod authorized_keys;
 pub mod diagnostic;
 pub mod escape;
+pub mod hints;
 pub mod host_set;
 pub mod key;
 pub mod known_hosts;
