@@ -59,11 +59,6 @@ impl<'a> SshReader<'a> {
         }
     }
 
-    /// How many bytes have not been taken.
-    pub(crate) fn remaining(&self) -> usize {
-        self.rest.len()
-    }
-
     /// Ends the reading; bytes left over are an error.
     pub(crate) fn finish(self) -> Result<(), Malformed> {
         if self.rest.is_empty() { Ok(()) } else { Err(Malformed) }

@@ -219,6 +219,24 @@ fn a_key_that_the_server_does_not_hold_is_never_even_decided_on() {
 }
 
 #[test]
+fn what_is_not_exactly_one_key_is_refused() {
+    let held = HostKey::generate().unwrap();
+    let sound = CertificateDer::from(held.public().spki().to_vec());
+    let padded = CertificateDer::from([held.public().spki(), &[0]].concat());
+    for presented in [vec![padded], vec![sound.clone(), sound]] {
+        let certified = CertifiedKey::new(presented, Arc::clone(held.signing()));
+        let keys = HostKeys::new(vec![held.clone()]).unwrap();
+        let mut config = TlsServer::new(&keys).unwrap().config;
+        config.cert_resolver = Arc::new(Impostor(Arc::new(certified)));
+        let mut server = ServerConnection::new(Arc::new(config)).unwrap();
+        let (mut client, side) = connect(&[], |_| panic!("a malformed key was shown")).unwrap();
+        let error = shake(&mut client, &mut server).unwrap_err();
+        assert_eq!(error, Error::InvalidCertificate(CertificateError::BadEncoding));
+        assert_eq!(side.rejected_key(), None);
+    }
+}
+
+#[test]
 fn what_the_server_says_early_arrives_with_its_flight() {
     // Rule 3, the server's half: hello in the first flight.
     let (tls, _) = server(&[KeyKind::Ed25519]);
