@@ -251,7 +251,7 @@ pub fn append_line_atomically(path: &Path, line: &[u8]) -> Result<(), FileError>
     if line.iter().any(|byte| matches!(byte, b'\n' | b'\r' | 0)) {
         return Err(FileError::LineBreak { path: path.to_owned() });
     }
-    update_atomically(path, APPEND_BYTES_MAX, |old| {
+    update_atomically(path, REWRITE_BYTES_MAX, |old| {
         let mut new = Vec::with_capacity(old.len() + line.len() + 2);
         new.extend_from_slice(old);
         if !old.is_empty() && !old.ends_with(b"\n") {
@@ -267,9 +267,9 @@ pub fn append_line_atomically(path: &Path, line: &[u8]) -> Result<(), FileError>
 /// Replaces the whole file; see [`update_atomically`] for the guarantees.
 ///
 /// # Errors
-/// A [`FileError`]; the file is then as it was.
+/// A [`FileError`]; the file is then as it was. A file over 16 MiB is refused.
 pub fn replace_atomically(path: &Path, contents: &[u8]) -> Result<(), FileError> {
-    update_atomically(path, u64::MAX, |_| Some(contents.to_vec()))?;
+    update_atomically(path, REWRITE_BYTES_MAX, |_| Some(contents.to_vec()))?;
     Ok(())
 }
 
@@ -302,8 +302,8 @@ pub fn create_once(path: &Path, contents: &[u8]) -> Result<bool, FileError> {
     }
 }
 
-/// The largest file that a line is appended to.
-const APPEND_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// The largest file that a line is appended to or that is replaced.
+const REWRITE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// A directory that is only passed through: no read permission needed, no link followed.
 const WALK: OFlags =
