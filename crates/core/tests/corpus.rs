@@ -1,0 +1,186 @@
+//! Every file of the readers' fuzz corpora, as plain tests: nothing panics, and what a reader
+//! promises holds for each of them.
+
+use std::path::{Path, PathBuf};
+
+use afar_core::authorized_keys::{self, Context, Decision};
+use afar_core::host_set;
+use afar_core::key::PublicKeyBlob;
+use afar_core::known_hosts::{self, HostKeys, KnownHostsFile, NameKind, Verdict};
+use afar_core::limits::{DIAGNOSTICS_MAX, HOST_SET_NAMES_MAX};
+use afar_core::ssh_config::{self, ConfigFile};
+use afar_core::target::{JobTarget, Target};
+
+/// The keys that the corpora are about.
+const KEYS: [&str; 3] = [
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDvBLbc4Y8gAXpk7WApR7U1vzJYap3fKZnIw1b6Qwef9",
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIP66NdamCPYY30VgE2+3/ikwTwtjlOtn5BfoLm6YT0ln",
+    "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQCHnh0DQ0R9kSaKXBU17IcqP+fx5/lwCmO1jg9IA9cf0ijse3CahtMpqcr+yLDvH/lMvlDog2CYDUsbROqG6v+6Ho/kf8xfTGVfnnUDN1jMHGmA89Oa+L57u26zcJqJ/p7oYgyHQOYu/LSlvn9sfL8twOeD/noqP5NXzJOFrw9tHuG5lN6oDuKJk3M14PjK5IVXNXBlYTyPhkJQYTLxmzXryp4EsIudF5RBb8SviMF+t5ixrgPcLzkqxp1UphU1IYJxiihBRuv9AsmZtLhSD1eHtJN7SHcEdnHXhQVtPBk5dqGH9nMKFAeNSRdbEoBr3GVZr97/Zd6pnIDvltOZvreN",
+];
+
+/// A folder with fewer files than this was not found as a whole.
+const FILES_MIN: usize = 10;
+
+fn keys() -> impl Iterator<Item = PublicKeyBlob> {
+    KEYS.into_iter().map(|line| PublicKeyBlob::from_public_line(line.as_bytes()).unwrap().0)
+}
+
+/// Runs a check on every file of a corpus, in the order of the names.
+fn for_each_file(corpus: &str, mut check: impl FnMut(&str, &[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(corpus);
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(paths.len() >= FILES_MIN, "{} holds {} files", folder.display(), paths.len());
+    for path in paths {
+        let name = path.file_name().unwrap().to_string_lossy();
+        check(&name, &std::fs::read(&path).unwrap());
+    }
+}
+
+/// The text of a line, by its number from 1.
+fn line(bytes: &[u8], number: usize) -> String {
+    let line = bytes.split(|&byte| byte == b'\n').nth(number - 1).unwrap();
+    String::from_utf8_lossy(line).into_owned()
+}
+
+#[test]
+fn fault_79_fault_84_authorized_keys() {
+    let context = Context {
+        now_s: 1_795_341_600,
+        source: Some([192, 0, 2, 7].into()),
+        permit_user_environment: true,
+        local_time: None,
+    };
+    let mut granted = 0;
+    for_each_file("authorized_keys", |name, bytes| {
+        for key in keys() {
+            let lookup = authorized_keys::find(bytes, &key, context);
+            let diagnostics = lookup.diagnostics.kept();
+            assert!(diagnostics.len() <= DIAGNOSTICS_MAX);
+            assert!(diagnostics.is_sorted_by_key(|diagnostic| diagnostic.line), "{name}");
+            assert!(!diagnostics.iter().any(|d| d.message.chars().any(char::is_control)), "{name}");
+
+            // A line of garbage before it changes nothing but the numbers.
+            let mut shifted = b"garbage \xff\n".to_vec();
+            shifted.extend_from_slice(bytes);
+            let after_garbage = authorized_keys::find(&shifted, &key, context).decision;
+            match (lookup.decision, after_garbage) {
+                (
+                    Decision::Granted { line: number, restrictions, .. },
+                    Decision::Granted { line: shifted, restrictions: same, .. },
+                ) => {
+                    granted += 1;
+                    assert_eq!((number + 1, &restrictions), (shifted, &same), "{name}");
+                    let text = line(bytes, number);
+                    assert!(text.contains(&key.to_base64()), "{name}");
+                    assert!(!text.trim_start().starts_with('#'), "{name}");
+                    assert_eq!(restrictions.forced_command.is_some(), text.contains("command="));
+                }
+                (Decision::Refused(_), Decision::Refused(_)) => {}
+                (before, after) => panic!("{name}: {before:?} became {after:?}"),
+            }
+            let authority = authorized_keys::find_authority(bytes, &key, context).decision;
+            if let Decision::Granted { line: number, .. } = authority {
+                assert!(line(bytes, number).contains("cert-authority"), "{name}");
+            }
+        }
+    });
+    assert!(granted >= 10, "{granted}");
+}
+
+#[test]
+fn known_hosts() {
+    let names = known_hosts::names("h.example", 2327, Some(2222));
+    let afar_name = names[0].text.clone();
+    let mut known = 0;
+    for_each_file("known_hosts", |name, bytes| {
+        let collect = |bytes: &[u8]| {
+            HostKeys::collect(&[KnownHostsFile { name: "known_hosts", bytes }], &names).unwrap()
+        };
+        let hosts = collect(bytes);
+        for key in keys() {
+            match hosts.judge(&key) {
+                Verdict::Known(entry) => {
+                    known += 1;
+                    assert!(line(bytes, entry.place.line).contains(&key.to_base64()), "{name}");
+                    assert!(hosts.algorithms().contains(&key.algorithm()), "{name}");
+                }
+                Verdict::Changed { known } => {
+                    assert!(known.iter().all(|k| k.key.algorithm() == key.algorithm()), "{name}");
+                    assert!(known.iter().all(|k| k.key != key), "{name}");
+                }
+                Verdict::NewType { known } => {
+                    assert!(!known.is_empty(), "{name}");
+                    assert!(known.iter().all(|k| k.key.algorithm() != key.algorithm()), "{name}");
+                }
+                Verdict::Unknown => assert_eq!(hosts.known().count(), 0, "{name}"),
+                Verdict::Revoked(place) | Verdict::CertAuthorityUnsupported(place) => {
+                    assert!(line(bytes, place.line).trim_start().starts_with('@'), "{name}");
+                }
+            }
+            if let Ok(replaced) = known_hosts::replace(bytes, &afar_name, &key) {
+                let verdict = collect(&replaced.bytes).judge(&key);
+                let trusted = matches!(&verdict, Verdict::Known(entry)
+                    if entry.name.kind == NameKind::Afar);
+                assert!(trusted || matches!(verdict, Verdict::Revoked(_)), "{name}: {verdict:?}");
+                let again = known_hosts::replace(&replaced.bytes, &afar_name, &key).unwrap();
+                assert_eq!(again.bytes, replaced.bytes, "{name}");
+                assert!(again.was_there && again.changed_lines.is_empty(), "{name}");
+            }
+        }
+    });
+    assert!(known >= 8, "{known}");
+}
+
+#[test]
+fn ssh_config() {
+    let mut accepted = 0;
+    for_each_file("ssh_config", |name, bytes| {
+        let file = ConfigFile { name: "config".into(), bytes: bytes.to_vec() };
+        // Every include finds the file itself, which is the worst there is.
+        let mut load = |_: &str, _: &str| Ok(vec![file.clone()]);
+        let lines = bytes.split(|&byte| byte == b'\n').count();
+        match ssh_config::resolve("web", std::slice::from_ref(&file), &mut load) {
+            Ok(settings) => {
+                accepted += 1;
+                assert!(settings.port != Some(0), "{name}");
+                for text in [&settings.host_name, &settings.user, &settings.host_key_alias] {
+                    let text = text.as_deref().unwrap_or("x");
+                    assert!(!text.is_empty() && !text.chars().any(char::is_control), "{name}");
+                }
+            }
+            Err(error) => {
+                assert!((1..=lines).contains(&error.place.line), "{name}: {error}");
+                assert!(!error.to_string().chars().any(char::is_control), "{name}");
+            }
+        }
+    });
+    assert!(accepted >= 10, "{accepted}");
+}
+
+#[test]
+fn target() {
+    let mut sets = 0;
+    for_each_file("target", |name, bytes| {
+        match Target::parse_bytes(bytes) {
+            Ok(target) => {
+                assert_eq!(Target::parse(&target.to_string()), Ok(target.clone()), "{name}");
+                if let Target::Set(set) = target {
+                    sets += 1;
+                    if let Ok(names) = host_set::expand(&set, &|_| Some("member".into())) {
+                        assert!(!names.is_empty() && names.len() <= HOST_SET_NAMES_MAX, "{name}");
+                    }
+                }
+            }
+            Err(error) => {
+                let text = error.to_string();
+                assert!(!text.chars().any(|c| c.is_control() || c == '\u{202e}'), "{name}: {text}");
+            }
+        }
+        if let Ok(Ok(job)) = std::str::from_utf8(bytes).map(JobTarget::parse) {
+            assert_eq!(JobTarget::parse(&job.to_string()), Ok(job), "{name}");
+        }
+    });
+    assert!(sets >= 3, "{sets}");
+}
