@@ -4,10 +4,12 @@
 //! are tried from the first to the last, and the first one that holds the key and whose options
 //! let it in decides. Where this reader is stricter, it grants less:
 //!
-//! - a line that is malformed, too long, holds NUL, or has an option that is not known here grants
+//! - a line that is malformed, too long, or has an option that is not known here grants
 //!   nothing, whatever its key; the other lines do (fault 79);
 //! - `from=` is held against addresses only, as with sshd's `UseDNS no`. A *negated* name can
 //!   therefore not be checked, and such a line grants nothing;
+//! - NUL anywhere in a line makes it malformed; sshd reads the line up to it;
+//! - `permitopen=` without a host (`":80"`) is malformed;
 //! - dates that do not exist (`20260231`) are malformed; sshd takes them for a later day;
 //! - the same key in another encoding (a number with leading zeros) is another key.
 //!

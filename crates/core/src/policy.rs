@@ -334,7 +334,8 @@ pub enum Denied {
     /// The key's `expiry-time` is over.
     #[error("the key's expiry-time is over")]
     Expired,
-    /// The key has `no-pty`, and a terminal was asked for.
+    /// The key has `no-pty`, and a terminal was asked for. (sshd fails that request too, and its
+    /// client goes on without a terminal; afar leaves that to the user, who can ask without one.)
     #[error("the key may not have a terminal (no-pty)")]
     NoPty,
     /// The key has `no-port-forwarding`.

@@ -22,25 +22,28 @@ const KEYS: [&str; 3] = [
 const FILES_MIN: usize = 10;
 
 fn keys() -> impl Iterator<Item = PublicKeyBlob> {
-    KEYS.into_iter().map(|line| PublicKeyBlob::from_public_line(line.as_bytes()).unwrap().0)
+    KEYS.into_iter()
+        .map(|line| PublicKeyBlob::from_public_line(line.as_bytes()).expect("a valid line").0)
 }
 
 /// Runs a check on every file of a corpus, in the order of the names.
 fn for_each_file(corpus: &str, mut check: impl FnMut(&str, &[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(corpus);
-    let mut paths: Vec<PathBuf> =
-        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .expect("a corpus")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     paths.sort();
     assert!(paths.len() >= FILES_MIN, "{} holds {} files", folder.display(), paths.len());
     for path in paths {
-        let name = path.file_name().unwrap().to_string_lossy();
-        check(&name, &std::fs::read(&path).unwrap());
+        let name = path.file_name().expect("a name").to_string_lossy();
+        check(&name, &std::fs::read(&path).expect("a readable file"));
     }
 }
 
 /// The text of a line, by its number from 1.
 fn line(bytes: &[u8], number: usize) -> String {
-    let line = bytes.split(|&byte| byte == b'\n').nth(number - 1).unwrap();
+    let line = bytes.split(|&byte| byte == b'\n').nth(number - 1).expect("a line that is there");
     String::from_utf8_lossy(line).into_owned()
 }
 

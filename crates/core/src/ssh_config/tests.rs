@@ -1,4 +1,5 @@
-//! Configurations as ssh reads them; `ssh -G -F FILE HOST` agrees with each of the plain ones.
+//! Configurations as ssh reads them. The forms of words, quotes, patterns and tokens were compared
+//! by hand with `ssh -G -F FILE web` of OpenSSH 9.2.
 
 use std::collections::BTreeMap;
 
