@@ -229,10 +229,8 @@ impl Entrance {
         gatekeeper: &G,
     ) -> Result<Admitted<G::Grant>, AcceptError> {
         let request = &attempt.request;
-        let bad_signature = |reason: String| AcceptError::BadSignature {
-            user: request.user.clone(),
-            reason,
-        };
+        let bad_signature =
+            |reason: String| AcceptError::BadSignature { user: request.user.clone(), reason };
         let (client_hello, server_hello) = self.responder.hellos();
         let transcript = Transcript {
             exporter: established.channel_binding.as_bytes(),
@@ -241,9 +239,8 @@ impl Entrance {
             host_key: established.host_key.blob(),
             request: &attempt.signed_request,
         };
-        let key =
-            sshsig::verify(&request.public_key, &attempt.signature, &transcript.to_bytes())
-                .map_err(|error| bad_signature(error.to_string()))?;
+        let key = sshsig::verify(&request.public_key, &attempt.signature, &transcript.to_bytes())
+            .map_err(|error| bad_signature(error.to_string()))?;
         if key.algorithm() != request.algorithm {
             return Err(bad_signature("another algorithm than was stated".to_owned()));
         }

@@ -156,9 +156,16 @@ impl<T: Transport> Driver<T> {
         let _ = flushed.await;
     }
 
-    /// The transport and what had not been sent; for handing the stream on.
+    /// Sends bytes that are not the connection's, before everything that it has queued. To be
+    /// called before anything was sent.
+    pub(crate) fn send_ahead(&mut self, bytes: Bytes) {
+        self.out.push_front(bytes);
+    }
+
+    /// The same driver over another name of its transport.
     #[must_use]
-    pub fn into_transport(self) -> T {
-        self.transport
+    pub fn map<U: Transport>(self, wrap: impl FnOnce(T) -> U) -> Driver<U> {
+        let Self { transport, connection, clock, out, timer, write_failed } = self;
+        Driver { transport: wrap(transport), connection, clock, out, timer, write_failed }
     }
 }

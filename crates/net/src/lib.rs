@@ -6,16 +6,22 @@
 //! [`host_key`], [`identity`] and [`agent`] find the keys for both, and [`files`] holds the rules
 //! about who may have written what is read.
 
+pub mod accept;
 pub mod agent;
+pub mod clock;
 mod der;
+pub mod driver;
 pub mod files;
 pub mod host_key;
 pub mod identity;
 pub mod key_file;
 #[cfg(test)]
 mod keygen;
+pub mod local;
+pub mod login;
 pub mod public_key;
 pub mod signer;
 mod ssh_wire;
 pub mod sshsig;
 pub mod tls;
+pub mod transport;

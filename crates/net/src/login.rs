@@ -15,7 +15,7 @@ use crate::host_key::HostPublicKey;
 use crate::identity::LockedKey;
 use crate::signer::{DelegatedKey, SignError, Signer};
 use crate::tls::{ClientSide, Established};
-use crate::transport::{Read, TlsTransport, Transport as _};
+use crate::transport::{AnyTransport, Read, TlsTransport, Transport as _};
 
 /// A key that may be tried, in the order in which it stands.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub struct Login<'a> {
 #[derive(Debug)]
 pub struct LoggedIn {
     /// The connection.
-    pub driver: Driver<TlsTransport>,
+    pub driver: Driver<AnyTransport>,
     /// Which candidate was accepted.
     pub key_index: usize,
     /// The host key that the server proved.
@@ -159,7 +159,8 @@ pub async fn login(
         attempt.leave().await;
         return Err(LoginError::Locked { index: key_index });
     };
-    let delegate = login.delegate_for.map(|lifetime| DelegatedKey::generate().map(|key| (key, lifetime)));
+    let delegate =
+        login.delegate_for.map(|lifetime| DelegatedKey::generate().map(|key| (key, lifetime)));
     let delegate = delegate.transpose()?;
     let signed = attempt.sign(&login, signer, &established, delegate.as_ref()).await;
     let (request, signature) = match signed {
@@ -178,6 +179,7 @@ pub async fn login(
     let delegated = delegate.and_then(|(key, _)| {
         ok.delegate_lifetime_s.map(|seconds| (key, Duration::from_secs(seconds.into())))
     });
+    let driver = driver.map(|transport| AnyTransport::Tls(Box::new(transport)));
     Ok(LoggedIn { driver, key_index, host_key: established.host_key, delegated })
 }
 
@@ -253,7 +255,7 @@ impl LoginAttempt {
                 // The alert that says why is queued in rustls.
                 let _ = poll_fn(|context| self.transport.poll_flush(context)).await;
                 return Err(match side.rejected_key() {
-                    Some(key) => LoginError::HostKeyRejected(Box::new(key)),
+                    Some(key) => LoginError::HostKeyRejected(Box::new(key.clone())),
                     None => error,
                 });
             }
@@ -278,8 +280,9 @@ impl LoginAttempt {
     async fn read_once(&mut self) -> Result<(), LoginError> {
         let deadline = self.initiator.poll_timeout().map(|at| self.clock.to_tokio(at));
         let Self { transport, initiator, .. } = self;
-        let read =
-            poll_fn(|context| transport.poll_read(context, &mut |bytes| initiator.handle_input(bytes)));
+        let read = poll_fn(|context| {
+            transport.poll_read(context, &mut |bytes| initiator.handle_input(bytes))
+        });
         match with_deadline(deadline, read).await {
             None => initiator.handle_timeout(self.clock.now()),
             Some(Ok(Read::Progress)) => {}
@@ -295,9 +298,8 @@ impl LoginAttempt {
             self.leave().await;
             return Err(LoginError::NoCandidates);
         }
-        let usable = |index: &usize| {
-            matches!(login.candidates.get(*index), Some(Candidate::Usable(_)))
-        };
+        let usable =
+            |index: &usize| matches!(login.candidates.get(*index), Some(Candidate::Usable(_)));
         let only = (login.candidates.len() == 1).then_some(0);
         if let Some(index) = login.pipeline.or(only).filter(usable) {
             return Ok(index);

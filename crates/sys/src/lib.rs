@@ -18,6 +18,7 @@ pub mod pipe;
 pub mod private_files;
 pub mod process_tree;
 pub mod random;
+pub mod readiness;
 pub mod resolve;
 #[cfg(test)]
 mod rig;

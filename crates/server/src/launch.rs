@@ -1,0 +1,181 @@
+//! Reaches this user's supervisor, and starts it where there is none.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use afar_sys::child::{Child, Session};
+use afar_sys::private_files::{PrivateDirError, ensure_private_dir};
+use afar_sys::socket::{connect_unix, peer_credentials};
+use afar_sys::spawn::{SpawnError, SpawnRequest, Stdio, spawn};
+use afar_sys::users::{current_user, effective_uid};
+
+use crate::paths::{SOCKET_NAME, runtime_dir, state_dir};
+
+/// How often a supervisor is started before giving up: one that ends for idleness just as we come
+/// takes a second try, and two such accidents in a row do not happen.
+const ATTEMPTS: u32 = 3;
+
+/// Size at which a supervisor's log starts anew.
+const LOG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The variables by which a supervisor that was started from within a job would seem to be part of
+/// that job.
+pub(crate) const JOB_VARIABLES: [&str; 2] = ["AFAR_JOB_ID", "AFAR_JOB_MARK"];
+
+/// Why no supervisor could be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// Its directory can't be used.
+    #[error("{0}")]
+    Directory(#[from] PrivateDirError),
+    /// Another user listens at its socket.
+    #[error("the supervisor's socket {path:?} is another user's (uid {uid})")]
+    OtherUser {
+        /// The socket.
+        path: PathBuf,
+        /// Whose it is.
+        uid: u32,
+    },
+    /// It could not be started.
+    #[error("the supervisor could not be started: {0}")]
+    Spawn(#[from] SpawnError),
+    /// It was started and ended again before it listened.
+    #[error("the supervisor ended as soon as it was started; see {log:?}")]
+    Ended {
+        /// Where it says why.
+        log: PathBuf,
+    },
+    /// The system refused.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn io_error(action: &'static str) -> impl Fn(io::Error) -> LaunchError {
+    move |source| LaunchError::Io { action, source }
+}
+
+/// A connection to a supervisor, whose uid was checked.
+#[derive(Debug)]
+pub struct Launched {
+    /// The connection.
+    pub stream: UnixStream,
+    /// The supervisor's process if it was started by this call: whoever lives on should reap it.
+    pub started: Option<Child>,
+}
+
+/// Connects to the supervisor, if it is running.
+///
+/// # Errors
+/// Its directory is not usable, or something else than a missing supervisor is in the way.
+pub fn connect_running() -> Result<Option<UnixStream>, LaunchError> {
+    let path = runtime_dir()?.join(SOCKET_NAME);
+    match connect_unix(&path) {
+        Ok(stream) => check_owner(stream, &path).map(Some),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(source) => Err(LaunchError::Io { action: "cannot reach the supervisor", source }),
+    }
+}
+
+/// Connects to this user's supervisor; starts it, as the program `executable`, if it isn't running.
+/// Blocks for some milliseconds in that case.
+///
+/// # Errors
+/// See [`LaunchError`].
+pub fn connect(executable: &Path) -> Result<Launched, LaunchError> {
+    let mut started = None;
+    for _ in 0..ATTEMPTS {
+        if let Some(stream) = connect_running()? {
+            return Ok(Launched { stream, started });
+        }
+        // Whoever loses the race for the lock ends at once and leaves the socket to the winner,
+        // which has told nobody yet that it listens: hence the wait inside.
+        started = Some(start(executable)?);
+    }
+    Err(LaunchError::Ended { log: log_path() })
+}
+
+fn check_owner(stream: UnixStream, path: &Path) -> Result<UnixStream, LaunchError> {
+    let peer = peer_credentials(&stream).map_err(io_error("cannot tell whose the socket is"))?;
+    if peer.uid != effective_uid() {
+        return Err(LaunchError::OtherUser { path: path.to_owned(), uid: peer.uid });
+    }
+    Ok(stream)
+}
+
+/// Starts a supervisor and waits until it listens, or until it has ended because another one does.
+fn start(executable: &Path) -> Result<Child, LaunchError> {
+    let (ready, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|error| LaunchError::Io { action: "no pipe", source: error.into() })?;
+    let null = OpenOptions::new()
+        .read(true)
+        .open("/dev/null")
+        .map_err(io_error("cannot open /dev/null"))?;
+    let log = open_log().map_err(io_error("cannot open the supervisor's log"))?;
+    let program = CString::new(executable.as_os_str().as_bytes())
+        .map_err(|error| LaunchError::Io { action: "bad program name", source: error.into() })?;
+    let env: Vec<CString> = std::env::vars_os()
+        .filter(|(name, _)| !JOB_VARIABLES.iter().any(|job| name == job))
+        .filter_map(|(name, value)| {
+            let mut entry = name.into_vec();
+            entry.push(b'=');
+            entry.extend(value.into_vec());
+            CString::new(entry).ok()
+        })
+        .collect();
+    let child = spawn(&SpawnRequest {
+        program: &program,
+        argv: &[c"afar".to_owned(), c"supervisor".to_owned()],
+        env: &env,
+        cwd: Some(c"/"),
+        stdio: Stdio::Descriptors {
+            stdin: null.as_fd(),
+            stdout: theirs.as_fd(),
+            stderr: log.as_fd(),
+        },
+        session: Session::New,
+        open_files_soft: None,
+    })?;
+    drop(theirs);
+    // A line when it listens; the end of the pipe when it has ended, or has nothing more to say.
+    let mut line = [0];
+    let _ = File::from(ready).read(&mut line);
+    Ok(child)
+}
+
+fn log_path() -> PathBuf {
+    let home = current_user().ok().flatten().map(|user| user.home);
+    let home = std::env::var_os("HOME").map(PathBuf::from).or(home);
+    state_dir(&home.unwrap_or_else(|| PathBuf::from("/"))).join("supervisor.log")
+}
+
+fn open_log() -> io::Result<File> {
+    let path = log_path();
+    if let Some(directory) = path.parent() {
+        ensure_private_dir(directory).map_err(io::Error::other)?;
+    }
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    let file = options.open(&path)?;
+    if file.metadata()?.len() > LOG_BYTES_MAX {
+        file.set_len(0)?;
+    }
+    Ok(file)
+}

@@ -1,0 +1,272 @@
+//! Who may come in: authorized_keys, and the ephemeral keys that accepted keys vouched for.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use afar_core::authorized_keys::{self, Context, Decision, Lookup};
+use afar_core::key::PublicKeyBlob;
+use afar_core::limits::AUTHORIZED_KEYS_BYTES_MAX;
+use afar_core::policy::{Grant, GrantKind, Restrictions};
+use afar_net::accept::{Admitted, Gatekeeper, ProvedLogin};
+use afar_net::files::read_checked;
+use afar_sys::users::User;
+
+use crate::log::Log;
+
+/// For how long an ephemeral key may stand in for the key that vouched for it.
+pub const DELEGATION_LIFETIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Ephemeral keys that are remembered at once; the one that ends first goes when there are more.
+pub const DELEGATIONS_MAX: usize = 4096;
+
+/// The gate of a listener that serves the user who runs it.
+#[derive(Debug)]
+pub(super) struct Gate {
+    user: User,
+    authorized_keys: Vec<String>,
+    delegations: Mutex<BTreeMap<Vec<u8>, Delegation>>,
+    log: Log,
+}
+
+/// What an ephemeral key stands in for. Its grant is looked up anew whenever it is used, so that a
+/// key that was removed takes its ephemeral keys with it.
+#[derive(Clone, Debug)]
+struct Delegation {
+    key: PublicKeyBlob,
+    until: Instant,
+}
+
+/// Why a key is not let in: for the log only.
+type Refusal = String;
+
+impl Gate {
+    pub(super) fn new(user: User, authorized_keys: Vec<String>, log: Log) -> Self {
+        Self { user, authorized_keys, delegations: Mutex::default(), log }
+    }
+
+    /// What the key's line allows from this address, or why nothing.
+    fn look_up(
+        &self,
+        user: &str,
+        key: &PublicKeyBlob,
+        source: IpAddr,
+    ) -> Result<Restrictions, Refusal> {
+        if OsStr::new(user) != self.user.name {
+            return Err("this server serves only the user who runs it".to_owned());
+        }
+        let context = Context {
+            now_s: jiff::Timestamp::now().as_second(),
+            source: Some(source),
+            permit_user_environment: false,
+            local_time: None,
+        };
+        let mut reasons = Vec::new();
+        for pattern in &self.authorized_keys {
+            let path = expand(pattern, &self.user);
+            match self.look_into(&path, key, context) {
+                Ok(restrictions) => return Ok(restrictions),
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        Err(reasons.join("; "))
+    }
+
+    fn look_into(
+        &self,
+        path: &Path,
+        key: &PublicKeyBlob,
+        context: Context<'_>,
+    ) -> Result<Restrictions, Refusal> {
+        let home = Some(self.user.home.as_path());
+        // One byte over the limit, so that the reader says that the file is too large.
+        let bytes_max = AUTHORIZED_KEYS_BYTES_MAX as u64 + 1;
+        let file = read_checked(path, home, self.user.uid, bytes_max)
+            .map_err(|error| error.to_string())?;
+        let Lookup { decision, diagnostics } = authorized_keys::find(&file, key, context);
+        for diagnostic in diagnostics.kept() {
+            self.log.info(&format!("{}: {diagnostic}", path.display()));
+        }
+        if diagnostics.left_out() > 0 {
+            let left_out = diagnostics.left_out();
+            self.log.info(&format!("{}: {left_out} more bad lines", path.display()));
+        }
+        match decision {
+            Decision::Granted { restrictions, .. } => Ok(restrictions),
+            Decision::Refused(refusal) => Err(format!("{}: {refusal}", path.display())),
+        }
+    }
+
+    fn delegations(&self) -> std::sync::MutexGuard<'_, BTreeMap<Vec<u8>, Delegation>> {
+        // The map is whole after every statement, so a panic elsewhere leaves nothing half done.
+        self.delegations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key that vouched for this ephemeral one.
+    fn delegator(&self, key: &[u8]) -> Option<PublicKeyBlob> {
+        let now = Instant::now();
+        let mut delegations = self.delegations();
+        delegations.retain(|_, delegation| delegation.until > now);
+        delegations.get(key).map(|delegation| delegation.key.clone())
+    }
+
+    fn delegate(&self, ephemeral: &[u8], lifetime_s: u32, key: &PublicKeyBlob) -> Option<u32> {
+        let ephemeral = PublicKeyBlob::from_wire(ephemeral.to_vec()).ok()?;
+        if ephemeral.algorithm() != "ssh-ed25519" || lifetime_s == 0 {
+            return None;
+        }
+        let lifetime = Duration::from_secs(lifetime_s.into()).min(DELEGATION_LIFETIME_MAX);
+        let until = Instant::now() + lifetime;
+        let mut delegations = self.delegations();
+        if delegations.len() >= DELEGATIONS_MAX {
+            let first = delegations.iter().min_by_key(|(_, d)| d.until).map(|(k, _)| k.clone());
+            first.and_then(|first| delegations.remove(&first));
+        }
+        delegations.insert(ephemeral.into_bytes(), Delegation { key: key.clone(), until });
+        u32::try_from(lifetime.as_secs()).ok()
+    }
+}
+
+impl Gatekeeper for Gate {
+    type Grant = Grant;
+
+    fn would_accept(&self, user: &str, key: &[u8], source: IpAddr) -> bool {
+        let Ok(key) = PublicKeyBlob::from_wire(key.to_vec()) else { return false };
+        let key = self.delegator(key.as_bytes()).unwrap_or(key);
+        self.look_up(user, &key, source).is_ok()
+    }
+
+    fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<Grant>> {
+        let source = login.source.ip();
+        let proved = PublicKeyBlob::from_wire(login.key.blob().to_vec()).ok()?;
+        let delegator = self.delegator(proved.as_bytes());
+        let kind = if delegator.is_some() { GrantKind::Delegated } else { GrantKind::Key };
+        let key = delegator.unwrap_or(proved);
+        match self.look_up(login.user, &key, source) {
+            Ok(restrictions) => {
+                let delegate_lifetime_s = match (kind, login.delegate) {
+                    // An ephemeral key vouches for no other one, or it would never end.
+                    (GrantKind::Key, Some((ephemeral, lifetime_s))) => {
+                        self.delegate(ephemeral, lifetime_s, &key)
+                    }
+                    _ => None,
+                };
+                let grant = Grant {
+                    kind,
+                    user: login.user.into(),
+                    uid: self.user.uid,
+                    key_fingerprint: Some(key.fingerprint()),
+                    source_address: Some(source),
+                    restrictions,
+                };
+                self.log.debug(&format!("{source}: let in with {}", key.fingerprint()));
+                Some(Admitted { grant, delegate_lifetime_s })
+            }
+            Err(reason) => {
+                self.log.info(&format!("{source}: {} refused: {reason}", key.fingerprint()));
+                None
+            }
+        }
+    }
+}
+
+/// The path that `AuthorizedKeysFile` (sshd_config(5)) would mean by this: `%h` is the home, `%u`
+/// the name, `%%` a percent sign, and what is relative is relative to the home.
+fn expand(pattern: &str, user: &User) -> PathBuf {
+    let mut path = Vec::new();
+    let mut rest = pattern.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            path.push(byte);
+            continue;
+        }
+        match rest.next() {
+            Some(b'h') => path.extend_from_slice(user.home.as_os_str().as_bytes()),
+            Some(b'u') => path.extend_from_slice(user.name.as_bytes()),
+            Some(b'%') => path.push(b'%'),
+            other => path.extend(std::iter::once(b'%').chain(other)),
+        }
+    }
+    user.home.join(OsStr::from_bytes(&path))
+}
+
+/// Whether a pattern for authorized_keys holds only the tokens that are known.
+///
+/// # Errors
+/// The token that is not.
+pub fn check_pattern(pattern: &str) -> Result<(), String> {
+    let mut rest = pattern.chars();
+    while let Some(character) = rest.next() {
+        if character == '%' {
+            match rest.next() {
+                Some('h' | 'u' | '%') => {}
+                Some(other) => return Err(format!("%{other}")),
+                None => return Err("%".to_owned()),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user() -> User {
+        User {
+            name: "ann".into(),
+            uid: 1000,
+            gid: 1000,
+            home: "/home/ann".into(),
+            shell: "/bin/sh".into(),
+            gecos: "".into(),
+        }
+    }
+
+    #[test]
+    fn patterns_expand_as_in_sshd() {
+        let user = user();
+        assert_eq!(
+            expand("%h/.ssh/authorized_keys", &user),
+            Path::new("/home/ann/.ssh/authorized_keys")
+        );
+        assert_eq!(expand(".ssh/keys", &user), Path::new("/home/ann/.ssh/keys"));
+        assert_eq!(expand("/etc/keys/%u%%", &user), Path::new("/etc/keys/ann%"));
+        assert_eq!(check_pattern("%h/%u/%%"), Ok(()));
+        assert_eq!(check_pattern("%x"), Err("%x".to_owned()));
+        assert_eq!(check_pattern("a%"), Err("%".to_owned()));
+    }
+
+    #[test]
+    fn an_ephemeral_key_stands_in_for_its_key_for_a_bounded_time_only() {
+        let gate = Gate::new(user(), Vec::new(), Log::default());
+        let blob = |byte: u8| {
+            let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
+            wire.extend([byte; 32]);
+            PublicKeyBlob::from_wire(wire).unwrap()
+        };
+        let (key, ephemeral) = (blob(1), blob(2));
+        assert_eq!(gate.delegator(ephemeral.as_bytes()), None);
+        let day = u32::try_from(DELEGATION_LIFETIME_MAX.as_secs()).unwrap();
+        assert_eq!(gate.delegate(ephemeral.as_bytes(), u32::MAX, &key), Some(day));
+        assert_eq!(gate.delegator(ephemeral.as_bytes()), Some(key.clone()));
+        assert_eq!(gate.delegate(ephemeral.as_bytes(), 0, &key), None);
+        assert_eq!(gate.delegate(b"no key", 60, &key), None);
+    }
+
+    #[test]
+    fn ephemeral_keys_are_bounded_in_number() {
+        let gate = Gate::new(user(), Vec::new(), Log::default());
+        for number in 0..=u32::try_from(DELEGATIONS_MAX).unwrap() {
+            let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
+            wire.extend(number.to_be_bytes().repeat(8));
+            let key = PublicKeyBlob::from_wire(wire).unwrap();
+            assert!(gate.delegate(key.as_bytes(), 60, &key).is_some());
+        }
+        assert_eq!(gate.delegations().len(), DELEGATIONS_MAX);
+    }
+}

@@ -1,0 +1,358 @@
+//! The listener: lets clients in and relays their bytes to the user's supervisor.
+//!
+//! It can be killed, restarted or upgraded at any moment. It holds no job and parses nothing of
+//! one.
+
+mod gate;
+mod ready;
+mod relay;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use afar_net::accept::accept;
+use afar_net::clock::Clock;
+use afar_net::host_key::{
+    Discovered, HostKeyError, HostKeySearch, HostPublicKey, SYSTEM_DIR, discover,
+};
+use afar_net::tls::{TlsServer, TlsSetupError};
+use afar_net::transport::UnixTransport;
+use afar_proto::frame::{Frame, Kind};
+use afar_sys::child::Child;
+use afar_sys::socket::{listen_tcp, set_tcp_nodelay, set_tcp_notsent_lowat};
+use afar_sys::users::current_user;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::watch;
+
+use crate::launch;
+use crate::log::Log;
+use crate::paths::state_dir;
+use gate::Gate;
+
+pub use gate::{DELEGATION_LIFETIME_MAX, DELEGATIONS_MAX, check_pattern};
+
+/// Connections that may be in TLS's handshake or in authentication at once, over all addresses.
+/// One more is closed at once, as sshd does past the end of `MaxStartups`.
+pub const UNAUTHENTICATED_MAX: usize = 512;
+
+/// Connections that the kernel may hold until they are accepted.
+const BACKLOG: u16 = 1024;
+
+/// Threads that serve connections; each connection stays on one.
+const THREADS_MAX: usize = 4;
+
+/// How long to wait after accept(2) failed: the reason (no descriptor, no memory) needs time to go
+/// away, and asking again at once would only burn the processor.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// What a listener is to do.
+#[derive(Debug)]
+pub struct ServeConfig {
+    /// Addresses, `HOST:PORT`; port 0 picks a free one.
+    pub listen: Vec<String>,
+    /// Where the actual addresses are written, a line each, once connections are accepted.
+    pub ready_file: Option<PathBuf>,
+    /// Host keys; empty: those of sshd where they are readable, else one of our own.
+    pub host_keys: Vec<PathBuf>,
+    /// Where user's keys are, with `%h` and `%u`.
+    pub authorized_keys: Vec<String>,
+    /// Afar's own program, to start supervisors.
+    pub executable: PathBuf,
+    /// The log.
+    pub log: Log,
+}
+
+/// What a listener says once it accepts connections.
+#[derive(Debug)]
+pub struct Ready {
+    /// The actual addresses.
+    pub addresses: Vec<SocketAddr>,
+    /// The host keys that it proves.
+    pub host_keys: Vec<HostPublicKey>,
+    /// A host key that was made just now.
+    pub created: Option<PathBuf>,
+}
+
+/// Why a listener could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address is none, or can't be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address as it was given.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No host key can be used.
+    #[error("{0}")]
+    HostKey(#[from] HostKeyError),
+    /// TLS can't be set up with these keys.
+    #[error("{0}")]
+    Tls(#[from] TlsSetupError),
+    /// The user who runs this is in no user database.
+    #[error("the user who runs the server (uid {0}) is not in the user database")]
+    UnknownUser(u32),
+    /// The file that tells the addresses can't be written.
+    #[error("cannot write the ready file {path:?}: {source}")]
+    ReadyFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system refused.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+struct Shared {
+    tls: TlsServer,
+    gate: Gate,
+    executable: PathBuf,
+    log: Log,
+    unauthenticated: AtomicUsize,
+}
+
+/// Serves until SIGTERM or SIGINT. `on_ready` is called once, when connections are accepted.
+///
+/// Connections that are open when it ends are cut; the supervisors and their jobs live on.
+///
+/// # Errors
+/// See [`ServeError`]; after `on_ready` there is none.
+pub fn serve(config: ServeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
+    let uid = afar_sys::users::effective_uid();
+    let user = current_user()
+        .map_err(|source| ServeError::Io { action: "cannot read the user database", source })?
+        .ok_or(ServeError::UnknownUser(uid))?;
+    let Discovered { keys, skipped, created } = discover(&HostKeySearch {
+        configured: &config.host_keys,
+        system_dir: SYSTEM_DIR.as_ref(),
+        state_dir: &state_dir(&user.home),
+    })?;
+    for error in skipped {
+        config.log.info(&format!("host key left out: {error}"));
+    }
+    let tls = TlsServer::new(&keys)?;
+    let host_keys = keys.iter().map(|key| key.public().clone()).collect();
+    let listeners = listen(&config.listen)?;
+    let addresses: Vec<SocketAddr> = listeners.iter().map(|(_, address)| *address).collect();
+    // The more connections, the more descriptors; the limit that was set for shells is low.
+    if let Err(error) = afar_sys::inherit::raise_nofile_limit() {
+        config.log.info(&format!("the limit of open descriptors stays as it is: {error}"));
+    }
+    let shared = Arc::new(Shared {
+        tls,
+        gate: Gate::new(user, config.authorized_keys, config.log),
+        executable: config.executable,
+        log: config.log,
+        unauthenticated: AtomicUsize::new(0),
+    });
+
+    let (stop, stopped) = watch::channel(false);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    let mut workers = Vec::new();
+    for _ in 1..threads {
+        let listeners = clone_all(&listeners)?;
+        let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+        workers.push(std::thread::spawn(move || work(&shared, listeners, stopped)));
+    }
+    let runtime = runtime()?;
+    let ready = Ready { addresses, host_keys, created };
+    ready::announce(&ready, config.ready_file.as_deref())?;
+    on_ready(&ready);
+    runtime.block_on(async {
+        tokio::spawn(async move {
+            until_told_to_stop().await;
+            let _ = stop.send(true);
+        });
+    });
+    drive(&runtime, &shared, listeners, stopped);
+    for worker in workers {
+        // A worker that has panicked has said so already.
+        let _ = worker.join();
+    }
+    if let Some(path) = &config.ready_file {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+fn listen(addresses: &[String]) -> Result<Vec<(StdListener, SocketAddr)>, ServeError> {
+    use std::net::ToSocketAddrs as _;
+    let mut listeners = Vec::new();
+    for text in addresses {
+        let failed = |source| ServeError::Listen { address: text.clone(), source };
+        for address in text.to_socket_addrs().map_err(failed)? {
+            let listener = listen_tcp(address, BACKLOG).map_err(failed)?;
+            listener.set_nonblocking(true).map_err(failed)?;
+            let actual = listener.local_addr().map_err(failed)?;
+            listeners.push((listener, actual));
+        }
+    }
+    Ok(listeners)
+}
+
+fn clone_all(
+    listeners: &[(StdListener, SocketAddr)],
+) -> Result<Vec<(StdListener, SocketAddr)>, ServeError> {
+    let cloned = listeners.iter().map(|(listener, at)| Ok((listener.try_clone()?, *at)));
+    cloned
+        .collect::<io::Result<_>>()
+        .map_err(|source| ServeError::Io { action: "cannot share a listening socket", source })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, ServeError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| ServeError::Io { action: "cannot start the runtime", source })
+}
+
+async fn until_told_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        // Without handlers the signals end the process by themselves.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// One thread's part of the work.
+fn work(
+    shared: &Arc<Shared>,
+    listeners: Vec<(StdListener, SocketAddr)>,
+    stopped: watch::Receiver<bool>,
+) {
+    match runtime() {
+        Ok(runtime) => drive(&runtime, shared, listeners, stopped),
+        Err(error) => shared.log.error(&format!("a thread less: {error}")),
+    }
+}
+
+fn drive(
+    runtime: &tokio::runtime::Runtime,
+    shared: &Arc<Shared>,
+    listeners: Vec<(StdListener, SocketAddr)>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    runtime.block_on(async {
+        for (listener, address) in listeners {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    tokio::spawn(accept_all(Arc::clone(shared), listener));
+                }
+                Err(error) => shared.log.error(&format!("cannot serve {address}: {error}")),
+            }
+        }
+        let _ = stopped.wait_for(|stop| *stop).await;
+    });
+}
+
+async fn accept_all(shared: Arc<Shared>, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, source)) => {
+                tokio::spawn(serve_connection(Arc::clone(&shared), socket, source));
+            }
+            Err(error) => {
+                shared.log.error(&format!("cannot accept a connection: {error}"));
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+}
+
+/// Counts a connection as unauthenticated for as long as it lives.
+struct Newcomer<'a>(&'a AtomicUsize);
+
+impl<'a> Newcomer<'a> {
+    fn enter(count: &'a AtomicUsize) -> Option<Self> {
+        let newcomer = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < UNAUTHENTICATED_MAX).then_some(newcomer)
+    }
+}
+
+impl Drop for Newcomer<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn serve_connection(shared: Arc<Shared>, socket: TcpStream, source: SocketAddr) {
+    let Some(newcomer) = Newcomer::enter(&shared.unauthenticated) else {
+        shared.log.info(&format!("{source}: closed, too many unauthenticated connections"));
+        return;
+    };
+    // Both only make it faster, so a failure is no reason to turn anybody away.
+    let _ = set_tcp_nodelay(&socket);
+    let _ = set_tcp_notsent_lowat(&socket, afar_net::login::NOT_SENT_LOW_WATER);
+    let accepted = match accept(socket, source, &shared.tls, &shared.gate, Clock::new()).await {
+        Ok(accepted) => accepted,
+        Err(error) => return shared.log.info(&format!("{source}: {error}")),
+    };
+    drop(newcomer);
+    let supervisor = match connect_supervisor(&shared).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            shared.log.error(&format!("{source}: {error}"));
+            return relay::turn_away(accepted.transport).await;
+        }
+    };
+    let grant = Frame::control(Kind::Grant, accepted.grant.encode()).to_bytes();
+    let relayed = relay::relay(accepted.transport, supervisor, [grant, accepted.rest]).await;
+    if let Err(error) = relayed {
+        shared.log.debug(&format!("{source}: {error}"));
+    }
+}
+
+/// A connection to the user's supervisor, which is started where there is none.
+async fn connect_supervisor(shared: &Arc<Shared>) -> Result<UnixTransport, launch::LaunchError> {
+    let to_transport = |stream: std::os::unix::net::UnixStream| {
+        stream
+            .set_nonblocking(true)
+            .and_then(|()| UnixStream::from_std(stream))
+            .map(UnixTransport::new)
+            .map_err(|source| launch::LaunchError::Io { action: "cannot use the socket", source })
+    };
+    // A running one answers at once; only a start is worth a thread of its own.
+    if let Some(stream) = launch::connect_running()? {
+        return to_transport(stream);
+    }
+    let executable = shared.executable.clone();
+    let launched = tokio::task::spawn_blocking(move || launch::connect(&executable))
+        .await
+        .map_err(|error| launch::LaunchError::Io {
+            action: "cannot start a thread",
+            source: io::Error::other(error),
+        })??;
+    if let Some(child) = launched.started {
+        tokio::spawn(reap(child));
+    }
+    to_transport(launched.stream)
+}
+
+/// Waits for a supervisor that is a child of this process, so that it leaves no zombie.
+async fn reap(mut child: Child) {
+    let Ok(pidfd) = child.pidfd().try_clone_to_owned() else { return };
+    let Ok(pidfd) = afar_sys::readiness::watch(pidfd, tokio::io::Interest::READABLE) else {
+        return;
+    };
+    if pidfd.readable().await.is_ok() {
+        let _ = child.try_wait();
+    }
+}

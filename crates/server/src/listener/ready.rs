@@ -1,0 +1,47 @@
+//! Tells that connections are accepted: the ready file, and systemd's notification.
+
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
+use std::path::Path;
+
+use super::{Ready, ServeError};
+
+/// Writes the ready file and notifies the service manager, where either is wanted.
+pub(super) fn announce(ready: &Ready, ready_file: Option<&Path>) -> Result<(), ServeError> {
+    if let Some(path) = ready_file {
+        write_ready_file(ready, path)
+            .map_err(|source| ServeError::ReadyFile { path: path.to_owned(), source })?;
+    }
+    notify_service_manager();
+    Ok(())
+}
+
+/// Whoever waits for the file must never read half of it: it appears whole or not at all.
+fn write_ready_file(ready: &Ready, path: &Path) -> std::io::Result<()> {
+    let text: String = ready.addresses.iter().map(|address| format!("{address}\n")).collect();
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let temporary = Path::new(&name);
+    let mut file = std::fs::File::create(temporary)?;
+    file.write_all(text.as_bytes())?;
+    std::fs::rename(temporary, path)
+}
+
+/// `READY=1` to `$NOTIFY_SOCKET` (sd_notify(3)). A service manager that can't be told times the
+/// start out and says so itself, so there is nothing to do about a failure here.
+fn notify_service_manager() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Ok(socket) = UnixDatagram::unbound() else { return };
+    match path.as_bytes().split_first() {
+        Some((b'@', name)) => {
+            use std::os::linux::net::SocketAddrExt as _;
+            if let Ok(address) = UnixAddr::from_abstract_name(name) {
+                let _ = socket.send_to_addr(b"READY=1\n", &address);
+            }
+        }
+        _ => {
+            let _ = socket.send_to(b"READY=1\n", &path);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Where a user's afar keeps its files (XDG Base Directory Specification).
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use afar_sys::private_files::{PrivateDirError, ensure_private_dir};
+use afar_sys::users::effective_uid;
+
+/// The supervisor's socket within [`runtime_dir`].
+pub const SOCKET_NAME: &str = "supervisor.sock";
+
+/// The lock that makes a supervisor the only one, within [`runtime_dir`].
+pub const LOCK_NAME: &str = "supervisor.lock";
+
+/// The directory of sockets and locks: `afar` in `$XDG_RUNTIME_DIR`, in `/run/user/UID` where that
+/// variable is missing but the directory is there, else `/tmp/afar-UID`. It is made if it is
+/// missing, and refused unless it is this user's alone.
+///
+/// # Errors
+/// It can't be made, or others could have put something into it.
+pub fn runtime_dir() -> Result<PathBuf, PrivateDirError> {
+    let path = match absolute("XDG_RUNTIME_DIR") {
+        Some(base) => base.join("afar"),
+        None => default_runtime_dir(effective_uid(), Path::new("/run/user")),
+    };
+    ensure_private_dir(&path)?;
+    Ok(path)
+}
+
+fn default_runtime_dir(uid: u32, run_user: &Path) -> PathBuf {
+    let login = run_user.join(uid.to_string());
+    if login.is_dir() { login.join("afar") } else { PathBuf::from(format!("/tmp/afar-{uid}")) }
+}
+
+/// The directory of what outlives a reboot: `afar` in `$XDG_STATE_HOME` or `~/.local/state`. Not
+/// made here.
+#[must_use]
+pub fn state_dir(home: &Path) -> PathBuf {
+    absolute("XDG_STATE_HOME").unwrap_or_else(|| home.join(".local/state")).join("afar")
+}
+
+/// The value of a variable if it is an absolute path; the specification has all others ignored.
+fn absolute(name: &str) -> Option<PathBuf> {
+    env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_login_directory_the_sockets_are_in_tmp() {
+        let missing = Path::new("/nonexistent-run-user");
+        assert_eq!(default_runtime_dir(7, missing), Path::new("/tmp/afar-7"));
+    }
+}

@@ -1,0 +1,243 @@
+//! One connection to the supervisor: its grant, its jobs, and the bytes between them.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use afar_core::policy::Grant;
+use afar_net::clock::Clock;
+use afar_net::driver::Driver;
+use afar_net::transport::UnixTransport;
+use afar_proto::connection::{ChannelId, Event, Role, Stream};
+use afar_proto::message::{OpenSpec, Opened, Refused};
+use afar_proto::outcome::{Phase, RefusalReason, Started};
+use afar_proto::{Config, Connection};
+use afar_sys::signals::Signal;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::job::{FromJob, ToJob, start};
+use super::request::prepare;
+use super::{Supervisor, TakenId};
+
+/// A stream's allowance is topped up when at least this much can be added, so that bulk output does
+/// not cost a message for every read.
+const TOP_UP_BYTES: usize = 64 * 1024;
+
+/// What a conversation knows of a job that it started.
+struct Running {
+    commands: UnboundedSender<ToJob>,
+    /// Bytes of each output stream that the job may read and has not handed over yet.
+    allowed: BTreeMap<Stream, usize>,
+    /// The id is taken until this is dropped.
+    _id: TakenId,
+    /// Whether the client still has the channel.
+    wanted: bool,
+}
+
+/// One connection. Its task owns it; jobs are tasks of their own and talk to it by messages.
+pub(super) struct Conversation {
+    supervisor: Rc<Supervisor>,
+    grant: Grant,
+    driver: Driver<UnixTransport>,
+    jobs: BTreeMap<ChannelId, Running>,
+    from_jobs: UnboundedReceiver<(ChannelId, FromJob)>,
+    to_self: UnboundedSender<(ChannelId, FromJob)>,
+}
+
+impl Conversation {
+    pub(super) fn new(
+        supervisor: Rc<Supervisor>,
+        grant: Grant,
+        transport: UnixTransport,
+        first: &[u8],
+    ) -> Self {
+        let clock = Clock::new();
+        let connection = Connection::new(Role::Server, Config::default(), clock.now());
+        let mut driver = Driver::new(transport, connection, clock);
+        driver.feed(first);
+        let (to_self, from_jobs) = unbounded_channel();
+        Self { supervisor, grant, driver, jobs: BTreeMap::new(), from_jobs, to_self }
+    }
+
+    /// Runs until the connection has ended and every job that it had is cleaned up after.
+    pub(super) async fn run(mut self) {
+        loop {
+            tokio::select! {
+                event = self.driver.next() => {
+                    if let Event::Closed(_) = event {
+                        break;
+                    }
+                    self.handle_event(event);
+                }
+                Some((channel, event)) = self.from_jobs.recv() => {
+                    self.handle_job(channel, event);
+                    // What has come together leaves together.
+                    while let Ok((channel, event)) = self.from_jobs.try_recv() {
+                        self.handle_job(channel, event);
+                    }
+                }
+            }
+        }
+        // A job whose client is gone is cancelled: dropping its commands tells it so.
+        for running in self.jobs.values_mut() {
+            let _ = running.commands.send(ToJob::Cancel);
+        }
+        self.driver.finish().await;
+        // The ids stay taken until nothing is left of their jobs.
+        while !self.jobs.is_empty() {
+            let Some((channel, event)) = self.from_jobs.recv().await else { break };
+            if matches!(event, FromJob::Gone) {
+                self.jobs.remove(&channel);
+            }
+        }
+    }
+
+    // What the client says.
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Open { channel, spec } => self.open(channel, &spec),
+            Event::Attach { channel, .. } => {
+                let message = "there is no such job: this server ends a job with its connection";
+                self.refuse(channel, &refused(RefusalReason::NoSuchJob, message));
+            }
+            Event::Data { channel, bytes, .. } => self.tell(channel, ToJob::Input(bytes)),
+            Event::End { channel, .. } => self.tell(channel, ToJob::InputEnd),
+            Event::Writable { channel, stream } => self.top_up(channel, stream),
+            Event::Stopped { channel, stream } => self.tell(channel, ToJob::Stop(stream)),
+            Event::Signal { channel, signal } => match Signal::parse(&signal.name) {
+                Some(signal) => self.tell(channel, ToJob::Signal(signal)),
+                None => self.reset(channel, "there is no such signal on this machine"),
+            },
+            Event::Abandoned { channel } | Event::Failed { channel, .. } => self.abandon(channel),
+            // A job without a terminal has no size; acknowledged bytes are kept by nobody yet.
+            Event::Resize { .. } | Event::Acked { .. } | Event::Ready(_) => {}
+            // Only a client meets these.
+            Event::Opened { .. }
+            | Event::Attached { .. }
+            | Event::Refused { .. }
+            | Event::Exit { .. }
+            | Event::Seal { .. }
+            | Event::Closed(_) => {}
+        }
+    }
+
+    fn open(&mut self, channel: ChannelId, spec: &OpenSpec) {
+        match self.start(channel, spec) {
+            Ok(opened) => {
+                if let Some(mut channel) = self.driver.connection().channel(channel) {
+                    channel.accept(&opened);
+                }
+                for stream in Stream::OUTPUTS {
+                    self.top_up(channel, stream);
+                }
+            }
+            Err(refused) => self.refuse(channel, &refused),
+        }
+    }
+
+    fn start(&mut self, channel: ChannelId, spec: &OpenSpec) -> Result<Opened, Refused> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let now_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let prepared = prepare(spec, &self.grant, &self.supervisor.user, now_s)?;
+        let id = self.supervisor.take_id(self.grant.job_scope(), &spec.job).ok_or_else(|| {
+            refused(RefusalReason::Conflict, "a job with this id is running already")
+        })?;
+        let open_files_soft = self.supervisor.open_files_soft;
+        let started = start(spec, &prepared, channel, self.to_self.clone(), open_files_soft)?;
+        let running =
+            Running { commands: started.commands, allowed: BTreeMap::new(), _id: id, wanted: true };
+        self.jobs.insert(channel, running);
+        tokio::task::spawn_local(started.job.run());
+        let started_at_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+        Ok(Opened { job: spec.job.clone(), pid: started.pid, started_at_us })
+    }
+
+    fn refuse(&mut self, channel: ChannelId, refused: &Refused) {
+        if let Some(channel) = self.driver.connection().channel(channel) {
+            channel.refuse(refused);
+        }
+    }
+
+    fn reset(&mut self, channel: ChannelId, message: &str) {
+        if let Some(channel) = self.driver.connection().channel(channel) {
+            channel.reset(message);
+        }
+        self.abandon(channel);
+    }
+
+    /// The client is done with the channel: its job is cancelled, and counts until it is gone.
+    fn abandon(&mut self, channel: ChannelId) {
+        match self.jobs.get_mut(&channel) {
+            Some(running) => {
+                running.wanted = false;
+                let _ = running.commands.send(ToJob::Cancel);
+            }
+            None => self.driver.connection().release(channel),
+        }
+    }
+
+    fn tell(&mut self, channel: ChannelId, command: ToJob) {
+        if let Some(running) = self.jobs.get_mut(&channel) {
+            // A job that has gone in this moment needs to be told nothing.
+            let _ = running.commands.send(command);
+        }
+    }
+
+    /// Lets the job read as much more of a stream as the connection has room for.
+    fn top_up(&mut self, channel: ChannelId, stream: Stream) {
+        let Some(running) = self.jobs.get_mut(&channel) else { return };
+        let Some(mut handle) = self.driver.connection().channel(channel) else { return };
+        let room = handle.writable(stream);
+        let allowed = running.allowed.entry(stream).or_default();
+        let more = room.saturating_sub(*allowed);
+        if more >= TOP_UP_BYTES || (*allowed == 0 && more > 0) {
+            *allowed += more;
+            let _ = running.commands.send(ToJob::Allow(stream, more));
+        }
+    }
+
+    // What jobs say.
+
+    fn handle_job(&mut self, id: ChannelId, event: FromJob) {
+        if matches!(event, FromJob::Gone) {
+            self.jobs.remove(&id);
+            self.driver.connection().release(id);
+            return;
+        }
+        let Some(running) = self.jobs.get_mut(&id).filter(|running| running.wanted) else { return };
+        let Some(mut channel) = self.driver.connection().channel(id) else { return };
+        match event {
+            FromJob::Output { stream, clock_us, bytes } => {
+                let count = bytes.len();
+                if let Some(allowed) = running.allowed.get_mut(&stream) {
+                    *allowed = allowed.saturating_sub(count);
+                }
+                if let Err(error) = channel.write(stream, clock_us, bytes) {
+                    // The allowance keeps within the room, so this is a fault of ours; a byte must
+                    // never be missing in silence.
+                    return self.reset(id, &format!("output was lost: {error}"));
+                }
+                self.top_up(id, stream);
+            }
+            FromJob::OutputEnd(stream) => channel.finish(stream),
+            FromJob::InputTaken(count) => channel.consume(Stream::Stdin, count),
+            FromJob::InputClosed => channel.stop(Stream::Stdin),
+            FromJob::Exited(report) => {
+                channel.stop(Stream::Stdin);
+                channel.exit(&report);
+            }
+            FromJob::Sealed(seal) => {
+                for stream in Stream::OUTPUTS {
+                    channel.finish(stream);
+                }
+                channel.seal(&seal);
+            }
+            FromJob::Gone => {}
+        }
+    }
+}
+
+fn refused(reason: RefusalReason, message: &str) -> Refused {
+    Refused { phase: Phase::Authorize, reason, message: message.to_owned(), started: Started::No }
+}

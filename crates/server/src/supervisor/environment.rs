@@ -1,0 +1,118 @@
+//! The environment that a job starts with: what a login gives, and nothing of the supervisor's own.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use afar_sys::users::User;
+
+/// Variables by name, in bytes: neither names nor values need be UTF-8.
+pub(super) type Variables = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Files of `NAME=value` lines that a login on Debian-like systems reads through pam_env(8).
+const LOGIN_FILES: [&str; 2] = ["/etc/environment", "/etc/default/locale"];
+
+/// The largest such file that is read.
+const LOGIN_FILE_BYTES_MAX: u64 = 64 * 1024;
+
+const PATH_OF_ROOT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const PATH_OF_USERS: &str = "/usr/local/bin:/usr/bin:/bin:/usr/games";
+
+/// What a login of `user` gives (login(1), sshd(8) "LOGIN PROCESS"): who and where one is, the
+/// system's own settings, the time zone that the server was started with.
+pub(super) fn login_variables(user: &User) -> Variables {
+    let mut variables = Variables::new();
+    let mut set = |name: &str, value: &[u8]| {
+        variables.insert(name.as_bytes().to_vec(), value.to_vec());
+    };
+    let name = user.name.as_bytes();
+    set("USER", name);
+    set("LOGNAME", name);
+    set("HOME", user.home.as_os_str().as_bytes());
+    set("SHELL", shell_of(user).as_os_str().as_bytes());
+    set("PATH", if user.uid == 0 { PATH_OF_ROOT } else { PATH_OF_USERS }.as_bytes());
+    set("MAIL", &[b"/var/mail/", name].concat());
+    if let Some(zone) = std::env::var_os("TZ") {
+        set("TZ", zone.as_bytes());
+    }
+    let runtime = format!("/run/user/{}", user.uid);
+    if Path::new(&runtime).is_dir() {
+        set("XDG_RUNTIME_DIR", runtime.as_bytes());
+    }
+    for path in LOGIN_FILES {
+        // A machine without these files has nothing to say there.
+        if let Ok(text) = afar_net::files::read_regular(path.as_ref(), LOGIN_FILE_BYTES_MAX) {
+            variables.extend(parse_login_file(&text));
+        }
+    }
+    variables
+}
+
+/// The user's shell; the entry may be empty, which means `/bin/sh` (passwd(5)).
+pub(super) fn shell_of(user: &User) -> &Path {
+    if user.shell.as_os_str().is_empty() { Path::new("/bin/sh") } else { &user.shell }
+}
+
+/// Reads `NAME=value` lines as pam_env(8) does: comments from `#`, an `export` before the name,
+/// quotes around the value. A line that is none of that is left out.
+fn parse_login_file(text: &[u8]) -> Variables {
+    text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let line = line.split(|byte| *byte == b'#').next()?.trim_ascii();
+    let line = line.strip_prefix(b"export ").unwrap_or(line).trim_ascii_start();
+    let equals = line.iter().position(|byte| *byte == b'=')?;
+    let (name, value) = (line.get(..equals)?, line.get(equals + 1..)?);
+    let name_byte = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    if name.is_empty() || !name.iter().all(name_byte) || value.contains(&0) {
+        return None;
+    }
+    Some((name.to_vec(), unquote(value).to_vec()))
+}
+
+fn unquote(value: &[u8]) -> &[u8] {
+    for quote in [b'"', b'\''] {
+        if let Some(inner) =
+            value.strip_prefix(&[quote]).and_then(|rest| rest.strip_suffix(&[quote]))
+        {
+            return inner;
+        }
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn login_files_are_read_as_pam_env_reads_them() {
+        let text =
+            b"# a comment\nLANG=C.UTF-8\nexport A=\"b c\" # why\nB='d'\nnonsense\n=x\nC-D=e\n";
+        let read = parse_login_file(text);
+        let expected = [("LANG", "C.UTF-8"), ("A", "b c"), ("B", "d")];
+        let expected: Variables = expected.map(|(name, value)| (name.into(), value.into())).into();
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn a_login_says_who_and_where_one_is() {
+        let user = User {
+            name: "ann".into(),
+            uid: 4_000_000,
+            gid: 4_000_000,
+            home: "/home/ann".into(),
+            shell: "".into(),
+            gecos: "".into(),
+        };
+        let variables = login_variables(&user);
+        let value = |name: &str| variables.get(name.as_bytes()).map(Vec::as_slice);
+        assert_eq!(value("USER"), Some(b"ann".as_slice()));
+        assert_eq!(value("LOGNAME"), Some(b"ann".as_slice()));
+        assert_eq!(value("HOME"), Some(b"/home/ann".as_slice()));
+        assert_eq!(value("SHELL"), Some(b"/bin/sh".as_slice()));
+        assert!(value("PATH").is_some());
+        assert_eq!(value("XDG_RUNTIME_DIR"), None);
+    }
+}

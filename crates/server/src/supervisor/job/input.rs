@@ -1,0 +1,129 @@
+//! The pipe that a job reads as its stdin.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// What became of input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// The job's pipe took this many bytes.
+    Bytes(usize),
+    /// The job reads no more: it has closed its stdin, or has ended.
+    Closed,
+}
+
+/// Bytes on their way into a job. What waits here is bounded by the credit that was granted for it.
+#[derive(Debug, Default)]
+pub(super) struct Input {
+    pipe: Option<AsyncFd<OwnedFd>>,
+    queue: VecDeque<Bytes>,
+    ended: bool,
+}
+
+impl Input {
+    pub(super) fn new(pipe: Option<OwnedFd>) -> io::Result<Self> {
+        let pipe =
+            pipe.map(|pipe| afar_sys::readiness::watch(pipe, Interest::WRITABLE)).transpose()?;
+        Ok(Self { pipe, ..Self::default() })
+    }
+
+    pub(super) fn push(&mut self, bytes: Bytes) {
+        if self.pipe.is_some() {
+            self.queue.push_back(bytes);
+        }
+    }
+
+    /// Nothing more comes: the job meets end of file behind what waits.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
+        self.close_if_done();
+    }
+
+    /// Closes the pipe at once; what waits is dropped.
+    pub(super) fn close(&mut self) {
+        self.pipe = None;
+        self.queue.clear();
+    }
+
+    fn close_if_done(&mut self) {
+        if self.ended && self.queue.is_empty() {
+            self.close();
+        }
+    }
+
+    /// Writes what waits, as much as the pipe takes at once.
+    pub(super) fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<Taken> {
+        let Some(pipe) = &self.pipe else { return Poll::Pending };
+        if self.queue.is_empty() {
+            // A job that closes its stdin is noticed even when nothing is to be written: the
+            // client must not go on reading its own stdin for nobody.
+            return self.poll_closed(context);
+        }
+        loop {
+            let Ok(mut guard) = ready!(pipe.poll_write_ready(context)) else {
+                return Poll::Pending;
+            };
+            let slices: Vec<io::IoSlice<'_>> =
+                self.queue.iter().take(64).map(|bytes| io::IoSlice::new(bytes)).collect();
+            match guard.try_io(|pipe| Ok(rustix::io::writev(pipe.get_ref(), &slices)?)) {
+                Err(_would_block) => {}
+                Ok(Ok(count)) => {
+                    self.advance(count);
+                    self.close_if_done();
+                    return Poll::Ready(Taken::Bytes(count));
+                }
+                // EPIPE is no error of the job: it reads no more, that is all.
+                Ok(Err(_)) => {
+                    self.close();
+                    return Poll::Ready(Taken::Closed);
+                }
+            }
+        }
+    }
+
+    /// Ready when the reading end is gone, which epoll reports for a writing end as an error.
+    fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<Taken> {
+        let Some(pipe) = &self.pipe else { return Poll::Pending };
+        loop {
+            let Ok(mut guard) = ready!(pipe.poll_write_ready(context)) else {
+                return Poll::Pending;
+            };
+            if guard.ready().is_write_closed() || guard.ready().is_error() {
+                self.close();
+                return Poll::Ready(Taken::Closed);
+            }
+            // Writable, with nothing to write: wait for the next edge.
+            if reader_is_gone(pipe.get_ref()) {
+                self.close();
+                return Poll::Ready(Taken::Closed);
+            }
+            guard.clear_ready();
+        }
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        while let Some(front) = self.queue.front_mut() {
+            if count < front.len() {
+                let _ = front.split_to(count);
+                return;
+            }
+            count -= front.len();
+            self.queue.pop_front();
+        }
+    }
+}
+
+/// Asks the kernel, because clearing the readiness below would forget an error that came with it.
+fn reader_is_gone(pipe: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut polled = [PollFd::new(pipe, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
+        && polled.iter().any(|polled| polled.revents().contains(PollFlags::ERR))
+}

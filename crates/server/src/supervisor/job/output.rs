@@ -1,0 +1,187 @@
+//! A pipe that a job writes: read only as far as its reader at the other end has room.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::task::{Context, Poll, ready};
+
+use afar_proto::connection::Stream;
+use afar_proto::outcome::StreamSeal;
+use afar_proto::seal::Sealer;
+use bytes::Bytes;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Most bytes of one read.
+const READ_BYTES: usize = 64 * 1024;
+
+/// A read of at least this much keeps its buffer; a smaller one is copied out of it, so that a
+/// queue of small pieces takes the memory of small pieces.
+const KEEP_BYTES: usize = 16 * 1024;
+
+/// What a pipe is asked to hold once it has shown that it carries bulk (fcntl(2), F_SETPIPE_SZ).
+const BULK_PIPE_BYTES: usize = 256 * 1024;
+
+/// What came out of the pipe.
+#[derive(Debug)]
+pub(super) enum Piece {
+    Bytes(Bytes),
+    End,
+}
+
+/// The pipe, and the seal of what was read from it.
+#[derive(Debug)]
+pub(super) struct Output {
+    stream: Stream,
+    /// `Some` until the end was read, or nobody wants more.
+    pipe: Option<AsyncFd<OwnedFd>>,
+    sealer: Sealer,
+    /// Bytes that may be read now.
+    allowance: usize,
+    /// Whether the end was read.
+    complete: bool,
+    /// Bytes that were in the pipe when the process ended, and have not been read since: they may
+    /// be the process's own.
+    owed: u64,
+    bulk: bool,
+}
+
+thread_local! {
+    /// One buffer a thread, not one a stream: a thousand idle jobs cost nothing for it.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Output {
+    /// A pipe of a job that was just started; `None` for a stream that is merged into another.
+    pub(super) fn new(stream: Stream, pipe: Option<OwnedFd>) -> io::Result<Self> {
+        let complete = pipe.is_none();
+        let pipe =
+            pipe.map(|pipe| afar_sys::readiness::watch(pipe, Interest::READABLE)).transpose()?;
+        Ok(Self {
+            stream,
+            pipe,
+            sealer: Sealer::new(),
+            allowance: 0,
+            complete,
+            owed: 0,
+            bulk: false,
+        })
+    }
+
+    pub(super) fn stream(&self) -> Stream {
+        self.stream
+    }
+
+    pub(super) fn allow(&mut self, bytes: usize) {
+        self.allowance = self.allowance.saturating_add(bytes);
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.pipe.is_some()
+    }
+
+    /// Whether the reader has no room: then silence says nothing about the writers.
+    pub(super) fn is_held_back(&self) -> bool {
+        self.allowance == 0
+    }
+
+    /// Whether everything that the process can have written before its end was read.
+    pub(super) fn owes_nothing(&self) -> bool {
+        self.owed == 0
+    }
+
+    /// The process has ended: from here on, others are the only writers.
+    pub(super) fn process_ended(&mut self) {
+        if let Some(pipe) = &self.pipe {
+            // A pipe that can't tell is drained until it is silent, like any other.
+            self.owed = afar_sys::pipe::bytes_readable(pipe.get_ref()).unwrap_or(0);
+        }
+    }
+
+    /// Nobody wants more: closes the pipe, so that its writers meet SIGPIPE.
+    pub(super) fn close(&mut self) {
+        self.pipe = None;
+        self.owed = 0;
+    }
+
+    /// Takes the pipe out, to be drained by somebody else.
+    pub(super) fn take_pipe(&mut self) -> Option<AsyncFd<OwnedFd>> {
+        self.pipe.take()
+    }
+
+    pub(super) fn seal(&self) -> StreamSeal {
+        self.sealer.seal(self.complete)
+    }
+
+    /// Reads the next piece. `Pending` also while nothing may be read; [`Output::allow`] does not
+    /// wake the task, its caller polls again.
+    pub(super) fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Piece> {
+        let Some(pipe) = &self.pipe else { return Poll::Pending };
+        let read_bytes = self.allowance.min(READ_BYTES);
+        if read_bytes == 0 {
+            return Poll::Pending;
+        }
+        loop {
+            let mut guard = match ready!(pipe.poll_read_ready(context)) {
+                Ok(guard) => guard,
+                // The runtime is shutting down: nothing will ever be read again.
+                Err(_) => return Poll::Pending,
+            };
+            let read = guard.try_io(|pipe| read_piece(pipe.get_ref(), read_bytes));
+            match read {
+                Err(_would_block) => {}
+                Ok(Ok(bytes)) if !bytes.is_empty() => {
+                    if bytes.len() < read_bytes {
+                        // The pipe is empty; the next write is a new edge. Saves the read that
+                        // would only say so.
+                        guard.clear_ready();
+                    }
+                    self.took(&bytes);
+                    return Poll::Ready(Piece::Bytes(bytes));
+                }
+                // EIO and the like end the stream as the end of the pipe does; the seal says
+                // that it is incomplete.
+                Ok(end) => {
+                    self.complete = end.is_ok();
+                    self.close();
+                    return Poll::Ready(Piece::End);
+                }
+            }
+        }
+    }
+
+    /// Counts and hashes what was read.
+    fn took(&mut self, bytes: &Bytes) {
+        self.sealer.update(bytes);
+        self.allowance = self.allowance.saturating_sub(bytes.len());
+        self.owed = self.owed.saturating_sub(bytes.len() as u64);
+        if bytes.len() == READ_BYTES
+            && !self.bulk
+            && let Some(pipe) = &self.pipe
+        {
+            self.bulk = true;
+            // Past the user's limit for pipes it stays as it is, and only slower.
+            let _ = afar_sys::pipe::set_pipe_size(pipe.get_ref(), BULK_PIPE_BYTES);
+        }
+    }
+}
+
+/// One read of at most `read_bytes`.
+fn read_piece(pipe: &OwnedFd, read_bytes: usize) -> io::Result<Bytes> {
+    BUFFER.with_borrow_mut(|buffer| {
+        buffer.clear();
+        buffer.reserve_exact(READ_BYTES);
+        if buffer.capacity() > read_bytes {
+            // Less room at the other end than the buffer has: the reader of a stalled client.
+            buffer.resize(read_bytes, 0);
+            let count = rustix::io::read(pipe, buffer.as_mut_slice())?;
+            return Ok(Bytes::copy_from_slice(buffer.get(..count).unwrap_or_default()));
+        }
+        rustix::io::read(pipe, rustix::buffer::spare_capacity(buffer))?;
+        if buffer.len() >= KEEP_BYTES {
+            Ok(std::mem::take(buffer).into())
+        } else {
+            Ok(Bytes::copy_from_slice(buffer))
+        }
+    })
+}

@@ -1,0 +1,320 @@
+//! The supervisor: runs one user's jobs, as that user, for whoever a listener has let in.
+//!
+//! There is one a user, held by a lock. It is started on demand and ends by itself when it has had
+//! nothing to do for a while. Only processes of its own user or of root may connect, and the first
+//! frame of each connection is the grant.
+
+mod conversation;
+mod environment;
+mod job;
+mod request;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use afar_core::policy::{Grant, JobScope};
+use afar_net::transport::UnixTransport;
+use afar_proto::frame::{FrameReader, Kind, Phase};
+use afar_proto::message::JobId;
+use afar_sys::private_files::{PrivateDirError, try_lock_exclusive};
+use afar_sys::socket::{listen_unix, peer_credentials, remove_stale_socket};
+use afar_sys::users::{User, current_user, effective_uid};
+use bytes::Bytes;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+
+use crate::log::Log;
+use crate::paths::{LOCK_NAME, SOCKET_NAME, runtime_dir};
+use conversation::Conversation;
+
+pub use job::{DRAIN_MAX, DRAIN_SILENCE};
+
+/// How long a supervisor without connections and jobs stays.
+pub const IDLE_EXIT: Duration = Duration::from_secs(600);
+
+/// How long a process that has connected may take to send its grant.
+const GRANT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Connections that the kernel may hold until they are accepted.
+const BACKLOG: u16 = 1024;
+
+/// How long to wait after accept(2) failed, for whatever is lacking to come back.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Threads for what blocks: reading `/proc` when jobs are ended.
+const BLOCKING_THREADS: usize = 4;
+
+/// What a supervisor is to do.
+#[derive(Clone, Copy, Debug)]
+pub struct SupervisorConfig {
+    /// How long to stay without anything to do.
+    pub idle_exit: Duration,
+    /// The log.
+    pub log: Log,
+}
+
+impl Default for SupervisorConfig {
+    fn default() -> Self {
+        Self { idle_exit: IDLE_EXIT, log: Log::default() }
+    }
+}
+
+/// Why a supervisor could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// Its directory can't be used.
+    #[error("{0}")]
+    Directory(#[from] PrivateDirError),
+    /// The user who runs this is in no user database.
+    #[error("the user who runs the supervisor (uid {0}) is not in the user database")]
+    UnknownUser(u32),
+    /// The system refused.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn io_error(action: &'static str) -> impl Fn(io::Error) -> SupervisorError {
+    move |source| SupervisorError::Io { action, source }
+}
+
+/// What all conversations share. They run on one thread.
+struct Supervisor {
+    user: User,
+    /// The soft limit of open descriptors that jobs start with: the one that this process was
+    /// started with, before it raised its own.
+    open_files_soft: Option<u64>,
+    /// Ids of the jobs that run, with the scope that they are unique in.
+    ids: RefCell<BTreeSet<(String, JobId)>>,
+    /// How many connections there are.
+    busy: watch::Sender<usize>,
+    log: Log,
+}
+
+/// An id that is taken until this is dropped.
+struct TakenId {
+    supervisor: Rc<Supervisor>,
+    key: (String, JobId),
+}
+
+impl Drop for TakenId {
+    fn drop(&mut self) {
+        self.supervisor.ids.borrow_mut().remove(&self.key);
+    }
+}
+
+impl Supervisor {
+    /// Takes an id, unless a job that runs has it.
+    fn take_id(self: &Rc<Self>, scope: JobScope<'_>, job: &JobId) -> Option<TakenId> {
+        let scope = match scope {
+            JobScope::User => String::new(),
+            JobScope::Key(fingerprint) => fingerprint.to_owned(),
+        };
+        let key = (scope, job.clone());
+        let fresh = self.ids.borrow_mut().insert(key.clone());
+        fresh.then(|| TakenId { supervisor: Rc::clone(self), key })
+    }
+}
+
+/// Runs the supervisor of the user who runs this, until it has had nothing to do for
+/// [`SupervisorConfig::idle_exit`], or SIGTERM. Returns at once if there is one already.
+///
+/// A line is written to stdout once it listens, which is then closed.
+///
+/// # Errors
+/// See [`SupervisorError`].
+pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
+    // Whoever started us may ignore it, and then no child could be waited for.
+    afar_sys::signals::default_sigchld();
+    let directory = runtime_dir()?;
+    let lock = try_lock_exclusive(&directory.join(LOCK_NAME))
+        .map_err(io_error("cannot take the supervisor's lock"))?;
+    let Some(lock) = lock else { return Ok(()) };
+    let user = current_user()
+        .map_err(io_error("cannot read the user database"))?
+        .ok_or_else(|| SupervisorError::UnknownUser(effective_uid()))?;
+    let open_files_soft = match afar_sys::inherit::raise_nofile_limit() {
+        Ok(limit) => limit.inherited_soft,
+        Err(error) => {
+            config.log.info(&format!("the limit of open descriptors stays as it is: {error}"));
+            None
+        }
+    };
+    let (busy, _) = watch::channel(0);
+    let supervisor = Rc::new(Supervisor {
+        user,
+        open_files_soft,
+        ids: RefCell::default(),
+        busy,
+        log: config.log,
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .map_err(io_error("cannot start the runtime"))?;
+    let socket = directory.join(SOCKET_NAME);
+    let local = tokio::task::LocalSet::new();
+    let served = local.block_on(&runtime, serve(supervisor, &socket, config.idle_exit));
+    drop(lock);
+    served
+}
+
+async fn serve(
+    supervisor: Rc<Supervisor>,
+    socket: &Path,
+    idle_exit: Duration,
+) -> Result<(), SupervisorError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?;
+    let mut listener = listen(socket)?;
+    say_ready();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => welcome(&supervisor, stream),
+                Err(error) => {
+                    supervisor.log.error(&format!("cannot accept a connection: {error}"));
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            },
+            () = idle(supervisor.busy.subscribe(), idle_exit) => {
+                match close_for_good(listener, socket)? {
+                    None => return Ok(()),
+                    // Somebody came in at the last moment: stay, under a new socket.
+                    Some(stream) => {
+                        welcome(&supervisor, stream);
+                        listener = listen(socket)?;
+                    }
+                }
+            }
+            _ = term.recv() => {
+                let _ = std::fs::remove_file(socket);
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// We hold the lock, so a socket that is there already is a dead supervisor's.
+fn listen(path: &Path) -> Result<UnixListener, SupervisorError> {
+    remove_stale_socket(path).map_err(io_error("cannot remove the old socket"))?;
+    let listener = listen_unix(path, BACKLOG).map_err(io_error("cannot listen"))?;
+    listener.set_nonblocking(true).map_err(io_error("cannot listen"))?;
+    UnixListener::from_std(listener).map_err(io_error("cannot listen"))
+}
+
+/// Tells whoever started this process that it listens, and lets go of what it was started with.
+fn say_ready() {
+    // A starter that has gone away needs to be told nothing.
+    let _ = writeln!(io::stdout());
+    let _ = io::stdout().flush();
+    if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+}
+
+/// Resolves when there was no connection for the whole of `time`.
+async fn idle(mut busy: watch::Receiver<usize>, time: Duration) {
+    loop {
+        // The sender lives as long as the supervisor.
+        let _ = busy.wait_for(|count| *count == 0).await;
+        let somebody = busy.wait_for(|count| *count > 0);
+        if tokio::time::timeout(time, somebody).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Removes the socket, then looks once more for somebody who had connected before that.
+fn close_for_good(
+    listener: UnixListener,
+    socket: &Path,
+) -> Result<Option<UnixStream>, SupervisorError> {
+    let _ = std::fs::remove_file(socket);
+    let listener = listener.into_std().map_err(io_error("cannot close the socket"))?;
+    match listener.accept() {
+        Ok((stream, _)) => stream
+            .set_nonblocking(true)
+            .and_then(|()| UnixStream::from_std(stream))
+            .map(Some)
+            .map_err(io_error("cannot use a connection")),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Counts a connection for as long as it has something to do.
+struct Busy(Rc<Supervisor>);
+
+impl Busy {
+    fn new(supervisor: &Rc<Supervisor>) -> Self {
+        supervisor.busy.send_modify(|count| *count += 1);
+        Self(Rc::clone(supervisor))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.send_modify(|count| *count = count.saturating_sub(1));
+    }
+}
+
+fn welcome(supervisor: &Rc<Supervisor>, stream: UnixStream) {
+    let busy = Busy::new(supervisor);
+    let supervisor = Rc::clone(supervisor);
+    tokio::task::spawn_local(async move {
+        let _busy = busy;
+        match admit(&supervisor, stream).await {
+            Ok((grant, transport, first)) => {
+                Conversation::new(supervisor, grant, transport, &first).run().await;
+            }
+            Err(reason) => supervisor.log.info(&format!("a connection was refused: {reason}")),
+        }
+    });
+}
+
+/// Checks who connects and reads the grant (`W-4.8`).
+async fn admit(
+    supervisor: &Supervisor,
+    mut stream: UnixStream,
+) -> Result<(Grant, UnixTransport, Bytes), String> {
+    let own_uid = supervisor.user.uid;
+    let peer = peer_credentials(&stream).map_err(|error| error.to_string())?;
+    if peer.uid != 0 && peer.uid != own_uid {
+        return Err(format!("uid {} may not connect", peer.uid));
+    }
+    let mut reader = FrameReader::new(Phase::Grant);
+    let read_grant = async {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            if let Some(frame) = reader.next_frame().map_err(|error| error.to_string())? {
+                return Ok::<_, String>(frame);
+            }
+            let count = stream.read(&mut buffer).await.map_err(|error| error.to_string())?;
+            if count == 0 {
+                return Err("it ended before its grant".to_owned());
+            }
+            reader.push(buffer.get(..count).unwrap_or_default());
+        }
+    };
+    let frame = tokio::time::timeout(GRANT_DEADLINE, read_grant)
+        .await
+        .map_err(|_| "it sent no grant".to_owned())??;
+    if frame.kind != Kind::Grant || frame.channel != 0 {
+        return Err(format!("{:?} instead of a grant", frame.kind));
+    }
+    let grant = Grant::decode(&frame.payload).map_err(|error| error.to_string())?;
+    if grant.uid != own_uid {
+        return Err(format!("its grant is for uid {}, this is uid {own_uid}", grant.uid));
+    }
+    Ok((grant, UnixTransport::new(stream), reader.into_rest()))
+}
