@@ -170,7 +170,10 @@ mod tests {
         }
 
         #[test]
-        fn the_bound_holds(bytes in proptest::collection::vec(any::<u8>(), 0..100), max in 0_usize..50) {
+        fn the_bound_holds(
+            bytes in proptest::collection::vec(any::<u8>(), 0..100),
+            max in 0_usize..50,
+        ) {
             prop_assert!(escape_bounded(&bytes, max).chars().count() <= max + 1);
         }
     }

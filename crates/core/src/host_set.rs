@@ -369,7 +369,8 @@ mod tests {
         #[test]
         fn a_range_has_its_numbers(first in 0_u32..3000, size in 0_u32..50, width in 1_usize..6) {
             let start = format!("{first:0width$}");
-            let set = format!("n[{start}-{}]", format_args!("{:0w$}", first + size, w = start.len()));
+            let end = format!("{:0w$}", first + size, w = start.len());
+            let set = format!("n[{start}-{end}]");
             let expected: Vec<_> = (first..=first + size)
                 .map(|number| if start.starts_with('0') {
                     format!("n{number:0width$}", width = start.len())

@@ -402,12 +402,15 @@ enum Rule {
 /// hold it back: that is why only a forced command limits which jobs are seen. A forced command
 /// does not forbid forwarding, in sshd neither (sshd(8): "unless they are explicitly prohibited").
 #[rustfmt::skip]
-const TABLE: [(Limit, [Rule; Verb::ALL.len()]); 3] = [
-    //                      run            shell          attach        logs          kill          ps             forward
-    (Limit::ForcedCommand, [Rule::Replace, Rule::Replace, Rule::OwnJob, Rule::OwnJob, Rule::OwnJob, Rule::OwnList, Rule::Pass]),
-    (Limit::NoPty,         [Rule::NoPty,   Rule::NoPty,   Rule::Pass,   Rule::Pass,   Rule::Pass,   Rule::Pass,    Rule::Pass]),
-    (Limit::NoForwarding,  [Rule::Pass,    Rule::Pass,    Rule::Pass,   Rule::Pass,   Rule::Pass,   Rule::Pass,    Rule::Deny]),
-];
+const TABLE: [(Limit, [Rule; Verb::ALL.len()]); 3] = {
+    use Rule::{Deny, NoPty, OwnJob, OwnList, Pass, Replace};
+    [
+        //                      run      shell    attach  logs    kill    ps       forward
+        (Limit::ForcedCommand, [Replace, Replace, OwnJob, OwnJob, OwnJob, OwnList, Pass]),
+        (Limit::NoPty,         [NoPty,   NoPty,   Pass,   Pass,   Pass,   Pass,    Pass]),
+        (Limit::NoForwarding,  [Pass,    Pass,    Pass,   Pass,   Pass,   Pass,    Deny]),
+    ]
+};
 
 /// Whether the grant allows the verb on these facts, and what is executed then.
 ///
