@@ -1,1 +1,49 @@
-//! Placeholder.
+//! Runs commands on other machines through afar, and says truthfully what became of them.
+//!
+//! A [`Client`] is set up once; [`Client::connect`] makes a [`Session`] with a target, on which
+//! many commands run at once; each is a [`Job`] with its own streams and its own end.
+//!
+//! See [`Client::run`] for a single command: its request leaves in the same flight as the login.
+//!
+//! # What happens to a command when something goes away
+//!
+//! - A [`Job`] that is dropped before its end is cancelled, with everything that it has started.
+//! - A [`Session`] that is closed cancels what still runs on it. One that is only dropped lasts
+//!   until its last job is.
+//! - A link that is lost is told to every job on it: [`Outcome::started`] and [`Outcome::end`] say
+//!   what is known, and `unknown` what is not. Nothing is ever guessed, and nothing started twice.
+//! - A consumer that does not take a job's events stalls that job and no other.
+
+mod accepted_keys;
+mod client;
+mod command;
+mod connect;
+mod dispatcher;
+mod error;
+mod host_keys;
+mod identities;
+mod job;
+mod outcome;
+mod prompt;
+mod route;
+mod session;
+mod ssh_config_files;
+
+pub use afar_core::target::{Destination, Target, TargetError};
+pub use afar_proto::connection::Stream;
+pub use afar_proto::message::{JobId, JobIdError, Opened};
+pub use afar_proto::outcome::{End, ExitReport, Phase, Receipt, Started};
+pub use client::{
+    Account, AccountLookup, CONNECT_TIMEOUT, Client, ClientBuilder, DELEGATION, HostStanding,
+    InspectedHost, Launcher,
+};
+pub use command::{Command, CommandError};
+pub use error::Error;
+pub use host_keys::{HostKeyProblem, HostKeyQuestion, KnownFingerprint};
+pub use identities::{KeySource, OfferedKey};
+pub use job::{Chunk, Finished, Job, JobEvent, Output, Stdin, StdinClosed};
+pub use outcome::{Outcome, StreamOutcome, format_time};
+pub use prompt::{Answer, LockedIdentity, NoPrompt, Notice, Prompt};
+pub use route::DEFAULT_PORT;
+pub use session::Session;
+pub use ssh_config_files::SshConfig;

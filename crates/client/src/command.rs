@@ -1,0 +1,206 @@
+//! What to run, and how: the request that becomes a job.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::time::Duration;
+
+use afar_proto::json::ByteString;
+use afar_proto::message::{Command as WireCommand, JobId, OpenSpec};
+
+/// A command for another machine, as [`crate::Session::start`] takes it.
+///
+/// Arguments, variables and paths are bytes and arrive exactly as they are here: no shell has a
+/// part in it unless [`Command::script`] asks for one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    what: WireCommand,
+    cwd: Option<ByteString>,
+    env: Vec<(ByteString, ByteString)>,
+    merge: bool,
+    stdin: bool,
+    timeout: Option<Duration>,
+    kill_after: Option<Duration>,
+    id: Option<JobId>,
+}
+
+/// Why a command can't be asked for. Found before anything is sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// There is not even a program.
+    #[error("the command is empty")]
+    Empty,
+    /// A variable's name is empty or holds `=`.
+    #[error("{0:?} is no name of an environment variable")]
+    VariableName(String),
+    /// The system gave no random bytes for the job's id.
+    #[error("no random bytes for the job's id")]
+    NoRandomness,
+}
+
+impl Command {
+    /// Exactly this program with these arguments, the program first.
+    #[must_use]
+    pub fn argv<I>(argv: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        let argv = argv.into_iter().map(|argument| bytes(argument.as_ref())).collect();
+        Self::new(WireCommand::Argv(argv))
+    }
+
+    /// This script, by the login shell of the user on the other side, as its `-c`.
+    #[must_use]
+    pub fn script(script: impl AsRef<OsStr>) -> Self {
+        Self::new(WireCommand::Script(bytes(script.as_ref())))
+    }
+
+    fn new(what: WireCommand) -> Self {
+        Self {
+            what,
+            cwd: None,
+            env: Vec::new(),
+            merge: false,
+            stdin: false,
+            timeout: None,
+            kill_after: None,
+            id: None,
+        }
+    }
+
+    /// The working directory; the user's home without it.
+    #[must_use]
+    pub fn cwd(mut self, directory: impl AsRef<OsStr>) -> Self {
+        self.cwd = Some(bytes(directory.as_ref()));
+        self
+    }
+
+    /// Sets a variable over the login environment. Of one name the last value holds.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((bytes(name.as_ref()), bytes(value.as_ref())));
+        self
+    }
+
+    /// Whether stderr goes where stdout goes, which keeps their exact order.
+    #[must_use]
+    pub fn merge(mut self, merge: bool) -> Self {
+        self.merge = merge;
+        self
+    }
+
+    /// Whether stdin will be sent through [`crate::Job::take_stdin`]. Without it the command reads
+    /// the end of its input at once.
+    #[must_use]
+    pub fn stdin(mut self, stdin: bool) -> Self {
+        self.stdin = stdin;
+        self
+    }
+
+    /// Ends the command when it has run for this long, measured by the server from its start.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Time from the polite signal to the certain one when the command is ended; 5 s without it.
+    #[must_use]
+    pub fn kill_after(mut self, kill_after: Duration) -> Self {
+        self.kill_after = Some(kill_after);
+        self
+    }
+
+    /// The job's id: the same id with the same command is the same job. Without it, a random one.
+    #[must_use]
+    pub fn id(mut self, id: JobId) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// The message for the wire, with an id made for it if it has none.
+    pub(crate) fn into_spec(self) -> Result<OpenSpec, CommandError> {
+        if matches!(&self.what, WireCommand::Argv(argv) if argv.is_empty()) {
+            return Err(CommandError::Empty);
+        }
+        for (name, _) in &self.env {
+            if name.0.is_empty() || name.0.contains(&b'=') {
+                let name = String::from_utf8_lossy(&name.0).into_owned();
+                return Err(CommandError::VariableName(name));
+            }
+        }
+        let job = match self.id {
+            Some(id) => id,
+            None => random_id()?,
+        };
+        Ok(OpenSpec {
+            job,
+            command: self.what,
+            cwd: self.cwd,
+            env: self.env,
+            merge: self.merge,
+            stdin: self.stdin,
+            timeout_ms: self.timeout.map(millis),
+            kill_after_ms: self.kill_after.map(millis),
+        })
+    }
+}
+
+/// 128 random bits in hexadecimal: no two clients ever make the same.
+fn random_id() -> Result<JobId, CommandError> {
+    let mut random = [0_u8; 16];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_| CommandError::NoRandomness)?;
+    let text = format!("{:032x}", u128::from_be_bytes(random));
+    JobId::new(&text).map_err(|_| CommandError::NoRandomness)
+}
+
+/// Rounded up, so that a limit under a millisecond does not become none at all.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+fn bytes(text: &OsStr) -> ByteString {
+    ByteString(text.as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_arrive_as_the_bytes_they_are() {
+        let argument = OsStr::from_bytes(b"a\xff 'b'");
+        let spec = Command::argv([OsStr::new("printf"), argument]).into_spec().unwrap();
+        let expected = vec![ByteString::from("printf"), ByteString(b"a\xff 'b'".to_vec())];
+        assert_eq!(spec.command, WireCommand::Argv(expected));
+    }
+
+    #[test]
+    fn two_commands_get_two_ids_and_a_given_id_is_kept() {
+        let command = Command::argv(["true"]);
+        let one = command.clone().into_spec().unwrap().job;
+        let other = command.clone().into_spec().unwrap().job;
+        assert_ne!(one, other);
+        let id = JobId::new("nightly-1").unwrap();
+        assert_eq!(command.id(id.clone()).into_spec().unwrap().job, id);
+    }
+
+    #[test]
+    fn an_empty_command_and_a_bad_variable_are_refused_here() {
+        let none: [&str; 0] = [];
+        assert_eq!(Command::argv(none).into_spec(), Err(CommandError::Empty));
+        for name in ["", "A=B"] {
+            let error = Command::argv(["true"]).env(name, "x").into_spec();
+            assert_eq!(error, Err(CommandError::VariableName(name.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_limit_is_never_rounded_down_to_nothing() {
+        let command = Command::argv(["true"]).timeout(Duration::from_micros(1));
+        assert_eq!(command.into_spec().unwrap().timeout_ms, Some(1));
+        assert_eq!(millis(Duration::from_millis(1500)), 1500);
+        assert_eq!(millis(Duration::MAX), u64::MAX);
+    }
+}

@@ -1,0 +1,492 @@
+//! From a route to a live session: reach the host, know it, log in, in as few flights as it takes.
+//!
+//! Whatever has to be asked of a person is asked with no connection open, and the connection is
+//! made again with the answer; so one login can take several connections, each for a reason.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use afar_core::policy::Grant;
+use afar_core::target::Target;
+use afar_net::clock::Clock;
+use afar_net::driver::Driver;
+use afar_net::host_key::HostPublicKey;
+use afar_net::identity::{LockedKey, UnlockError};
+use afar_net::local::attach_local;
+use afar_net::login::{Candidate, LoggedIn, Login, LoginError, connect_tcp, login};
+use afar_net::public_key::{KeyKind, fingerprint};
+use afar_net::signer::{FileKey, Signer};
+use afar_net::tls::{self, Verdict};
+use afar_net::transport::AnyTransport;
+use afar_proto::auth::AuthError;
+use afar_proto::limits::AUTH_DEADLINE;
+use afar_proto::message::OpenSpec;
+use afar_proto::outcome::{Phase, Started};
+use afar_proto::{Config, Connection, Role};
+
+use crate::client::{Client, HostStanding, InspectedHost, Options};
+use crate::error::Error;
+use crate::host_keys::{HostKeyProblem, HostKeyQuestion, Judgement};
+use crate::identities::{LoadedFiles, OfferedKey, offered};
+use crate::job::Job;
+use crate::prompt::{Answer, LockedIdentity, Notice};
+use crate::route::{self, Route};
+use crate::session::{Pipelined, Session};
+
+/// Connections that one login may take: the delegated key, the remembered one, all of them, after
+/// the host key was confirmed, after a key was unlocked, and one more.
+const CONNECTIONS_MAX: u32 = 6;
+
+/// How often a passphrase is asked for, as in ssh.
+const PASSPHRASE_ATTEMPTS: u32 = 3;
+
+/// Connects to the target; with a command, its channel is opened in the same flight.
+pub(crate) async fn connect(
+    client: &Client,
+    target: &Target,
+    spec: Option<OpenSpec>,
+) -> Result<(Session, Option<Job>), Error> {
+    if *target == Target::Local {
+        let (driver, pipelined) = connect_local(&client.options, spec).await?;
+        return Ok(Session::spawn(driver, "local", pipelined));
+    }
+    let route = Route::find(&client.options, target)?;
+    let mut connector = Connector { client, route: &route, spec, confirmed: None };
+    let (driver, pipelined) = connector.establish().await?;
+    Ok(Session::spawn(driver, &route.target, pipelined))
+}
+
+/// See [`Client::keys`].
+pub(crate) async fn offered_keys(
+    client: &Client,
+    target: Option<&Target>,
+) -> Result<Vec<OfferedKey>, Error> {
+    let sources = match target {
+        Some(target) => Route::find(&client.options, target)?.identities,
+        None => route::sources_without_target(&client.options)?,
+    };
+    let files = sources.load_files()?;
+    tell_skipped(client, &files);
+    let candidates = sources.candidates(files, sources.agent_keys().await);
+    Ok(candidates.iter().map(|key| offered(key, sources.agent.as_ref())).collect())
+}
+
+/// See [`Client::inspect_host`].
+pub(crate) async fn inspect(client: &Client, target: &Target) -> Result<InspectedHost, Error> {
+    let route = Route::find(&client.options, target)?;
+    let mut connector = Connector { client, route: &route, spec: None, confirmed: None };
+    let key = connector.look().await?;
+    let (standing, presented) = match route.known.judge(&key) {
+        Judgement::Trusted => (HostStanding::Trusted, route.known.question(&key, &[])),
+        Judgement::FirstSight(question) => (HostStanding::FirstSight, question),
+        Judgement::NewType(question) => (HostStanding::NewType, question),
+        Judgement::Refused(problem) => {
+            let presented = problem.presented().clone();
+            (HostStanding::Refused(problem), presented)
+        }
+    };
+    let known = route.known.known();
+    Ok(InspectedHost { route, key, standing, presented, known })
+}
+
+async fn connect_local(
+    options: &Options,
+    spec: Option<OpenSpec>,
+) -> Result<(Driver<AnyTransport>, Option<Pipelined>), Error> {
+    let launcher = Arc::clone(options.launcher.as_ref().ok_or(Error::NoLauncher)?);
+    let stream = off_the_runtime(move || launcher()).await?.map_err(Error::Local)?;
+    let io_error = |error: std::io::Error| Error::Local(error.to_string());
+    stream.set_nonblocking(true).map_err(io_error)?;
+    let stream = tokio::net::UnixStream::from_std(stream).map_err(io_error)?;
+    let user = route::local_user(options)?;
+    let grant = Grant::local(user.as_str(), rustix::process::geteuid().as_raw());
+    let clock = Clock::new();
+    let mut connection = Connection::new(Role::Client, Config::default(), clock.now());
+    let pipelined = spec.map(|spec| open(&mut connection, spec)).transpose()?;
+    Ok((attach_local(stream, &grant, connection, clock), pipelined))
+}
+
+fn open(connection: &mut Connection, spec: OpenSpec) -> Result<Pipelined, Error> {
+    let channel = connection.open(&spec)?;
+    Ok(Pipelined { channel, spec })
+}
+
+/// Runs what blocks, on the disk or on a person, on a thread of its own.
+async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::TaskFailed)
+}
+
+fn tell_skipped(client: &Client, files: &LoadedFiles) {
+    for error in &files.skipped {
+        client.options.prompt.notice(&Notice::PassedOver(error.to_string()));
+    }
+}
+
+/// The keys for one connection.
+struct Attempt {
+    candidates: Vec<Candidate>,
+    /// One that is used without asking.
+    pipeline: Option<usize>,
+    kind: Kind,
+}
+
+/// Where an attempt's keys come from, which decides what follows a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The ephemeral key of an earlier login.
+    Delegated,
+    /// Some of the keys: the remembered one, or those of named files.
+    Some,
+    /// All keys that there are.
+    All,
+}
+
+/// How a handshake judges a host's key.
+type Rule = dyn Fn(&HostPublicKey) -> Verdict + Send + Sync;
+
+/// Makes one login.
+struct Connector<'a> {
+    client: &'a Client,
+    route: &'a Route,
+    spec: Option<OpenSpec>,
+    /// The host key that a person has confirmed: this one and no other.
+    confirmed: Option<HostPublicKey>,
+}
+
+impl Connector<'_> {
+    async fn establish(&mut self) -> Result<(Driver<AnyTransport>, Option<Pipelined>), Error> {
+        let mut attempt = self.first_attempt().await?;
+        let mut refused: Vec<Vec<u8>> = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            let (result, pipelined) = self.log_in(&attempt).await?;
+            match result {
+                Ok(logged_in) => {
+                    self.learn(&attempt, &logged_in);
+                    return Ok((logged_in.driver, pipelined));
+                }
+                Err(LoginError::HostKeyRejected(key)) => self.confirm_host_key(*key).await?,
+                Err(LoginError::Locked { index }) => {
+                    let Candidate::Locked(locked) = attempt.candidates.swap_remove(index) else {
+                        return Err(Error::TaskFailed);
+                    };
+                    let key = Candidate::Usable(Signer::File(self.unlock(locked).await?));
+                    attempt = Attempt { candidates: vec![key], pipeline: None, kind: Kind::All };
+                }
+                Err(LoginError::Refused { key_index, .. }) if attempt.kind != Kind::All => {
+                    let blob = attempt.candidates.get(key_index).map(Candidate::public_blob);
+                    refused.extend(blob.map(<[u8]>::to_vec));
+                    attempt = self.after_refusal(attempt.kind, &refused).await?;
+                }
+                Err(LoginError::Refused { .. } | LoginError::NoKeyAccepted) => {
+                    return Err(self.keys_refused(&attempt, &refused));
+                }
+                Err(LoginError::NoCandidates) => return Err(self.no_keys()),
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+        Err(self.keys_refused(&attempt, &refused))
+    }
+
+    // Keys.
+
+    /// The keys that are worth a first try: as few as will do, so that neither the agent nor a
+    /// further round trip is needed where the outcome is known from the last time.
+    async fn first_attempt(&self) -> Result<Attempt, Error> {
+        if let Some(key) = self.client.delegated(&self.route.destination) {
+            let candidates = vec![Candidate::Usable(Signer::Delegated(key))];
+            return Ok(Attempt { candidates, pipeline: Some(0), kind: Kind::Delegated });
+        }
+        self.attempt_with_own_keys().await
+    }
+
+    async fn attempt_with_own_keys(&self) -> Result<Attempt, Error> {
+        let sources = &self.route.identities;
+        let files = sources.load_files()?;
+        let remembered = self.route.accepted.recall(&self.route.destination);
+        let ready = |key: &Candidate| matches!(key, Candidate::Usable(_));
+        let without_agent = sources.candidates(files, Vec::new());
+        let is_remembered =
+            |key: &Candidate| remembered.as_ref() == Some(&fingerprint(key.public_blob()));
+        if let Some(index) = without_agent.iter().position(|key| ready(key) && is_remembered(key)) {
+            let pipeline = Some(index);
+            return Ok(Attempt { candidates: without_agent, pipeline, kind: Kind::Some });
+        }
+        let only_named = sources.explicit && without_agent.len() == 1;
+        if remembered.is_none() && only_named && without_agent.iter().all(ready) {
+            let kind = if sources.agent.is_some() { Kind::Some } else { Kind::All };
+            return Ok(Attempt { candidates: without_agent, pipeline: Some(0), kind });
+        }
+        let candidates = self.all_candidates(&[]).await?;
+        let pipeline = candidates.iter().position(|key| ready(key) && is_remembered(key));
+        let kind = if pipeline.is_some() { Kind::Some } else { Kind::All };
+        Ok(Attempt { candidates, pipeline, kind })
+    }
+
+    /// Everything there is, but for the keys that were refused already.
+    async fn all_candidates(&self, refused: &[Vec<u8>]) -> Result<Vec<Candidate>, Error> {
+        let sources = &self.route.identities;
+        let files = sources.load_files()?;
+        tell_skipped(self.client, &files);
+        let mut candidates = sources.candidates(files, sources.agent_keys().await);
+        candidates.retain(|key| refused.iter().all(|blob| blob != key.public_blob()));
+        Ok(candidates)
+    }
+
+    async fn after_refusal(&self, kind: Kind, refused: &[Vec<u8>]) -> Result<Attempt, Error> {
+        if kind == Kind::Delegated {
+            self.client.set_delegated(&self.route.destination, None);
+            return self.attempt_with_own_keys().await;
+        }
+        self.route.accepted.remember(&self.route.destination, None);
+        let candidates = self.all_candidates(refused).await?;
+        if candidates.is_empty() {
+            let none = Attempt { candidates, pipeline: None, kind };
+            return Err(self.keys_refused(&none, refused));
+        }
+        Ok(Attempt { candidates, pipeline: None, kind: Kind::All })
+    }
+
+    async fn unlock(&self, locked: LockedKey) -> Result<FileKey, Error> {
+        let prompt = Arc::clone(&self.client.options.prompt);
+        let unlocked = off_the_runtime(move || {
+            locked.unlock_with(PASSPHRASE_ATTEMPTS, &mut |key, attempt| {
+                let fingerprint = fingerprint(key.public_blob());
+                let (path, comment) = (key.path(), key.comment());
+                let identity = LockedIdentity { path, fingerprint: &fingerprint, comment };
+                prompt.passphrase(&identity, attempt)
+            })
+        });
+        let unlocked: Result<FileKey, UnlockError> = unlocked.await?;
+        Ok(unlocked?)
+    }
+
+    /// Remembers what makes the next login shorter.
+    fn learn(&self, attempt: &Attempt, logged_in: &LoggedIn) {
+        let Route { destination, accepted, .. } = self.route;
+        if let Some((key, lifetime)) = &logged_in.delegated {
+            self.client.set_delegated(destination, Some((key.clone(), *lifetime)));
+        }
+        // A key that is used without asking anyway need not be remembered.
+        let certain = attempt.candidates.len() == 1 && attempt.pipeline.is_some();
+        if attempt.kind != Kind::Delegated
+            && !certain
+            && let Some(key) = attempt.candidates.get(logged_in.key_index)
+        {
+            accepted.remember(destination, Some(&fingerprint(key.public_blob())));
+        }
+    }
+
+    // The host.
+
+    async fn confirm_host_key(&mut self, key: HostPublicKey) -> Result<(), Error> {
+        if self.confirmed.is_some() {
+            // It was another one a moment ago.
+            let question = self.route.known.question(&key, &[]);
+            return Err(Box::new(HostKeyProblem::NotConfirmed(question)).into());
+        }
+        let question = match self.route.known.judge(&key) {
+            Judgement::Refused(problem) => return Err(problem.into()),
+            Judgement::FirstSight(question) | Judgement::NewType(question) => question,
+            Judgement::Trusted => return Err(Error::TaskFailed),
+        };
+        match self.ask_host_key(&question).await? {
+            Answer::Yes => {
+                self.route.known.remember(&key)?;
+                self.confirmed = Some(key);
+                Ok(())
+            }
+            Answer::No | Answer::Nobody => {
+                Err(Box::new(HostKeyProblem::NotConfirmed(question)).into())
+            }
+        }
+    }
+
+    async fn ask_host_key(&self, question: &HostKeyQuestion) -> Result<Answer, Error> {
+        let prompt = Arc::clone(&self.client.options.prompt);
+        let question = question.clone();
+        off_the_runtime(move || prompt.host_key(&question)).await
+    }
+
+    /// A host that was taken at first sight is remembered as soon as it has proved its key, whatever
+    /// becomes of the login.
+    fn remember_first_sight(&self, proved: Option<&HostPublicKey>) {
+        let Some(key) = proved.filter(|_| self.confirmed.is_none()) else { return };
+        let Judgement::FirstSight(question) = self.route.known.judge(key) else { return };
+        let HostKeyQuestion { name, algorithm, fingerprint, file, .. } = question;
+        let notice = match self.route.known.remember(key) {
+            Ok(()) => Notice::HostAdded(format!(
+                "{name} is new, and trusted from now on: {algorithm} {fingerprint} (added to {})",
+                file.display()
+            )),
+            Err(error) => Notice::PassedOver(format!("{name} could not be remembered: {error}")),
+        };
+        self.client.options.prompt.notice(&notice);
+    }
+
+    // One connection.
+
+    async fn reach(&self) -> Result<tokio::net::TcpStream, Error> {
+        let Route { host, port, .. } = self.route;
+        let after = self.client.options.connect_timeout;
+        match tokio::time::timeout(after, connect_tcp(host, *port)).await {
+            Ok(Ok(tcp)) => Ok(tcp),
+            // Only the system's calls on sockets have a number; the resolver has texts.
+            Ok(Err(source)) if source.raw_os_error().is_none() => {
+                Err(Error::Resolve { host: host.clone(), source })
+            }
+            Ok(Err(source)) => Err(Error::Connect { host: host.clone(), port: *port, source }),
+            Err(_) => Err(Error::ConnectTimeout {
+                host: host.clone(),
+                after,
+                phase: Phase::Connect,
+                started: Started::No,
+            }),
+        }
+    }
+
+    /// The rule by which the handshake judges the host's key, which it notes if it accepts it, and
+    /// the types of key that it asks for first.
+    fn host_key_rule(&self, proved: &Arc<OnceLock<HostPublicKey>>) -> (Vec<KeyKind>, Box<Rule>) {
+        let proved = Arc::clone(proved);
+        let note = move |key: &HostPublicKey, accepted: bool| {
+            if accepted {
+                // It is called once.
+                let _ = proved.set(key.clone());
+                Verdict::Accept
+            } else {
+                Verdict::Reject
+            }
+        };
+        if let Some(confirmed) = &self.confirmed {
+            let expected = confirmed.clone();
+            let rule = move |key: &HostPublicKey| note(key, *key == expected);
+            return (vec![confirmed.kind()], Box::new(rule));
+        }
+        let (known, accept_new) = (self.route.known.clone(), self.client.options.accept_new);
+        let preferred = known.preferred();
+        let rule = move |key: &HostPublicKey| note(key, known.accepts(key, accept_new));
+        (preferred, Box::new(rule))
+    }
+
+    async fn log_in(
+        &self,
+        attempt: &Attempt,
+    ) -> Result<(Result<LoggedIn, LoginError>, Option<Pipelined>), Error> {
+        if attempt.candidates.is_empty() {
+            return Err(self.no_keys());
+        }
+        let tcp = self.reach().await?;
+        let clock = Clock::new();
+        let config = Config::default();
+        let software = config.software.clone();
+        let mut connection = Connection::new(Role::Client, config, clock.now());
+        let spec = self.spec.clone();
+        let pipelined = spec.map(|spec| open(&mut connection, spec)).transpose()?;
+        let proved = Arc::new(OnceLock::new());
+        let (preferred, rule) = self.host_key_rule(&proved);
+        let (tls, side) =
+            tls::connect(&preferred, rule).map_err(|error| Error::TlsSetup(error.to_string()))?;
+        let by_delegated = attempt.kind == Kind::Delegated;
+        let who = Login {
+            user: &self.route.user,
+            candidates: &attempt.candidates,
+            pipeline: attempt.pipeline,
+            delegate_for: self.client.options.delegate_for.filter(|_| !by_delegated),
+            software: &software,
+        };
+        let limit = self.login_limit(attempt);
+        let logged_in = login(tcp, tls, side, who, connection, clock);
+        let result = tokio::time::timeout(limit, Box::pin(logged_in)).await;
+        self.remember_first_sight(proved.get());
+        // Before the host has proved its key nothing of the command has left this machine.
+        let may_have_started = pipelined.is_some() && proved.get().is_some();
+        let started = if may_have_started { Started::Unknown } else { Started::No };
+        let host = || self.route.host.clone();
+        match result {
+            Ok(Err(LoginError::Io(source))) => {
+                Err(Error::LoginLink { host: host(), source, started })
+            }
+            Ok(Err(LoginError::Auth(source))) => {
+                // What the server says before it has accepted a key, it says instead of accepting.
+                let told = matches!(source, AuthError::PeerClosed(_) | AuthError::PeerIncompatible);
+                let started = if told { Started::No } else { started };
+                Err(Error::Login { host: host(), source, started })
+            }
+            Ok(result) => Ok((result, pipelined)),
+            Err(_) => {
+                let phase = Phase::Authenticate;
+                Err(Error::ConnectTimeout { host: host(), after: limit, phase, started })
+            }
+        }
+    }
+
+    /// The user's limit, unless a person may have to do something at the agent.
+    fn login_limit(&self, attempt: &Attempt) -> Duration {
+        let by_agent = |key: &Candidate| matches!(key, Candidate::Usable(Signer::Agent(_)));
+        let limit = self.client.options.connect_timeout;
+        if attempt.candidates.iter().any(by_agent) { limit.max(AUTH_DEADLINE) } else { limit }
+    }
+
+    /// Goes as far as it takes to see the host's key, and away.
+    async fn look(&mut self) -> Result<HostPublicKey, Error> {
+        let tcp = self.reach().await?;
+        let clock = Clock::new();
+        let connection = Connection::new(Role::Client, Config::default(), clock.now());
+        let preferred = self.route.known.preferred();
+        let (tls, side) = tls::connect(&preferred, |_: &HostPublicKey| Verdict::Reject)
+            .map_err(|error| Error::TlsSetup(error.to_string()))?;
+        let nobody = Login {
+            user: &self.route.user,
+            candidates: &[],
+            pipeline: None,
+            delegate_for: None,
+            software: "afar",
+        };
+        let after = self.client.options.connect_timeout;
+        let seen = Box::pin(login(tcp, tls, side, nobody, connection, clock));
+        match tokio::time::timeout(after, seen).await {
+            Ok(Err(LoginError::HostKeyRejected(key))) => Ok(*key),
+            Ok(Err(error)) => Err(self.failed(error)),
+            // Nobody is logged in whose key was rejected.
+            Ok(Ok(_)) => Err(Error::TaskFailed),
+            Err(_) => Err(Error::ConnectTimeout {
+                host: self.route.host.clone(),
+                after,
+                phase: Phase::Authenticate,
+                started: Started::No,
+            }),
+        }
+    }
+
+    // Errors.
+
+    fn no_keys(&self) -> Error {
+        Error::NoKeys { host: self.route.host.clone() }
+    }
+
+    fn keys_refused(&self, attempt: &Attempt, refused: &[Vec<u8>]) -> Error {
+        let tried = attempt.candidates.iter().map(Candidate::public_blob);
+        let mut keys: Vec<String> =
+            refused.iter().map(Vec::as_slice).chain(tried).map(fingerprint).collect();
+        keys.dedup();
+        Error::KeysRefused {
+            host: self.route.host.clone(),
+            user: self.route.user.clone(),
+            keys: keys.join(", "),
+        }
+    }
+
+    fn failed(&self, error: LoginError) -> Error {
+        let Route { host, port, .. } = self.route;
+        let (host, port) = (host.clone(), *port);
+        match error {
+            LoginError::Tls(problem) => Error::Tls { host, port, problem },
+            LoginError::Sign(error) => Error::Sign(error),
+            LoginError::Io(source) => Error::LoginLink { host, source, started: Started::No },
+            LoginError::Auth(source) => Error::Login { host, source, started: Started::No },
+            _ => Error::TaskFailed,
+        }
+    }
+}

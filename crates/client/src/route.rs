@@ -1,0 +1,207 @@
+//! From a target to what connecting needs: address, user, keys and what is known of the host.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use afar_core::ssh_config::{ExpandError, HostSettings, IdentityAgent, Proxy, Tokens, expand_path};
+use afar_core::target::{Destination, Target};
+use afar_net::agent::Agent;
+
+use crate::accepted_keys::AcceptedKeys;
+use crate::client::Options;
+use crate::error::Error;
+use crate::host_keys::KnownHost;
+use crate::identities::IdentitySources;
+
+/// Afar's port: A-F-A-R on a phone's keys.
+pub const DEFAULT_PORT: u16 = 2327;
+
+/// sshd's port, which only names host keys here.
+const SSH_PORT: u16 = 22;
+
+/// The way to one host.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    /// The target as it was asked for.
+    pub(crate) target: String,
+    /// The name or address to connect to.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// The user to become.
+    pub(crate) user: String,
+    pub(crate) known: KnownHost,
+    pub(crate) identities: IdentitySources,
+    pub(crate) accepted: AcceptedKeys,
+    /// `USER@HOST:PORT`, by which keys are remembered.
+    pub(crate) destination: String,
+}
+
+impl Route {
+    /// Reads what has to be read to find the way. Blocks on the file system.
+    pub(crate) fn find(options: &Options, target: &Target) -> Result<Self, Error> {
+        let destination = one_host(target)?;
+        let home = options.home()?;
+        let settings = options.ssh_config.resolve(&destination.host, &home)?;
+        refuse_proxy(&settings, &destination.host)?;
+        let host = settings.host_name.clone().unwrap_or_else(|| destination.host.clone());
+        let port = destination.port.or(options.port).unwrap_or(DEFAULT_PORT);
+        let named = destination.user.clone().or_else(|| options.user.clone());
+        let user = match named.or_else(|| settings.user.clone()) {
+            Some(user) => user,
+            None => local_user(options)?,
+        };
+        let alias = settings.host_key_alias.clone();
+        let expand = Expand { options, home: &home, settings: &settings };
+        let names = Names { typed: &destination.host, host: &host, user: &user };
+        let identities = identity_sources(&expand, &names)?;
+        let known_files = known_hosts_files(&expand, &names)?;
+        let with_system = options.known_hosts.is_none();
+        let known_as = alias.as_deref().unwrap_or(&host);
+        let known = KnownHost::load(known_as, port, settings.port, &known_files, with_system)?;
+        Ok(Self {
+            target: target.to_string(),
+            destination: format!("{user}@{}:{port}", host.to_ascii_lowercase()),
+            host,
+            port,
+            user,
+            known,
+            identities,
+            accepted: AcceptedKeys::in_directory(&options.state_dir(&home)),
+        })
+    }
+}
+
+/// Where the keys for any host are: for showing them without a target.
+pub(crate) fn sources_without_target(options: &Options) -> Result<IdentitySources, Error> {
+    let home = options.home()?;
+    let settings = HostSettings::default();
+    let expand = Expand { options, home: &home, settings: &settings };
+    identity_sources(&expand, &Names { typed: "", host: "", user: "" })
+}
+
+/// The local user's name, where nothing else says whom to become.
+pub(crate) fn local_user(options: &Options) -> Result<String, Error> {
+    let account = (options.account)();
+    let name = account.and_then(|account| account.name.into_string().ok());
+    name.ok_or_else(|| Error::Target {
+        target: "USER".to_owned(),
+        problem: "the local user's name is not known".to_owned(),
+        hint: Some("name the user to log in as: USER@HOST or -l USER"),
+    })
+}
+
+fn one_host(target: &Target) -> Result<&Destination, Error> {
+    let unsupported = |problem: &str, hint| Error::Target {
+        target: target.to_string(),
+        problem: problem.to_owned(),
+        hint: Some(hint),
+    };
+    match target {
+        Target::Host(destination) => Ok(destination),
+        Target::Set(_) => Err(unsupported(
+            "this is a set of hosts, and running on several at once is not there yet",
+            "name one host, and run one afar for each",
+        )),
+        Target::Ssh(_) => Err(unsupported(
+            "reaching a host through ssh is not there yet",
+            "run `afar serve` on the host and name it without ssh://",
+        )),
+        Target::Local => Err(unsupported(
+            "this machine is reached by a socket and has no host key",
+            "use it with `afar run`",
+        )),
+    }
+}
+
+/// What afar can't imitate is said, never passed over: the host may be another one without it.
+fn refuse_proxy(settings: &HostSettings, host: &str) -> Result<(), Error> {
+    let (keyword, value) = match &settings.proxy {
+        None => return Ok(()),
+        Some(Proxy::Jump(value)) => ("ProxyJump", value),
+        Some(Proxy::Command(value)) => ("ProxyCommand", value),
+    };
+    Err(Error::Proxy { host: host.to_owned(), keyword, value: value.clone() })
+}
+
+struct Expand<'a> {
+    options: &'a Options,
+    home: &'a Path,
+    settings: &'a HostSettings,
+}
+
+struct Names<'a> {
+    typed: &'a str,
+    host: &'a str,
+    user: &'a str,
+}
+
+impl Expand<'_> {
+    fn path(&self, raw: &Path, names: &Names<'_>) -> Result<PathBuf, ExpandError> {
+        // The account is looked up only where a path needs it.
+        let text = raw.as_os_str().as_encoded_bytes();
+        let local = if text.windows(2).any(|pair| pair == b"%u") {
+            (self.options.account)().map(|account| account.name).unwrap_or_default()
+        } else {
+            OsString::new()
+        };
+        let alias = self.settings.host_key_alias.as_deref();
+        expand_path(
+            raw,
+            &Tokens {
+                home: self.home,
+                local_user: &local,
+                local_uid: rustix::process::getuid().as_raw(),
+                remote_user: names.user,
+                host: names.host,
+                typed_host: names.typed,
+                port: self.settings.port.unwrap_or(SSH_PORT),
+                host_key_alias: alias.unwrap_or(names.typed),
+                variable: &|name| (self.options.variable)(name),
+            },
+        )
+    }
+}
+
+fn identity_sources(expand: &Expand<'_>, names: &Names<'_>) -> Result<IdentitySources, Error> {
+    let Expand { options, home, settings } = expand;
+    let explicit = !options.identities.is_empty();
+    let files = match &settings.identity_files {
+        _ if explicit => Some(options.identities.clone()),
+        Some(files) => {
+            let files = files.iter().map(|file| expand.path(file, names));
+            Some(files.collect::<Result<_, _>>()?)
+        }
+        None => None,
+    };
+    let agent = if options.use_agent { agent_socket(expand, names)? } else { None };
+    Ok(IdentitySources {
+        files,
+        home: home.to_path_buf(),
+        explicit,
+        agent: agent.as_deref().map(Agent::new),
+        only_files: settings.identities_only == Some(true),
+    })
+}
+
+fn agent_socket(expand: &Expand<'_>, names: &Names<'_>) -> Result<Option<PathBuf>, Error> {
+    let variable = |name: &str| expand.options.variable(name).map(PathBuf::from);
+    Ok(match &expand.settings.identity_agent {
+        None => variable("SSH_AUTH_SOCK"),
+        Some(IdentityAgent::None) => None,
+        Some(IdentityAgent::Variable(name)) => variable(name),
+        Some(IdentityAgent::Socket(path)) => Some(expand.path(path, names)?),
+    })
+}
+
+fn known_hosts_files(expand: &Expand<'_>, names: &Names<'_>) -> Result<Vec<PathBuf>, Error> {
+    if let Some(file) = &expand.options.known_hosts {
+        return Ok(vec![file.clone()]);
+    }
+    match &expand.settings.user_known_hosts_files {
+        Some(files) if !files.is_empty() => {
+            let files = files.iter().map(|file| expand.path(file, names));
+            Ok(files.collect::<Result<_, _>>()?)
+        }
+        _ => Ok(vec![expand.home.join(".ssh/known_hosts")]),
+    }
+}
