@@ -27,6 +27,7 @@ pub struct TlsTransport {
     finishing: bool,
     /// Encrypted bytes in `tls` that the socket has not taken.
     unsent_bytes: usize,
+    writes: u64,
 }
 
 impl TlsTransport {
@@ -40,6 +41,7 @@ impl TlsTransport {
             ended: false,
             finishing: false,
             unsent_bytes: 0,
+            writes: 0,
         }
     }
 
@@ -52,6 +54,12 @@ impl TlsTransport {
     #[must_use]
     pub fn socket(&self) -> &TcpStream {
         &self.socket
+    }
+
+    /// How many system calls have handed bytes to the socket.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.writes
     }
 
     /// Takes plaintext to be sent, without sending it.
@@ -72,7 +80,10 @@ impl TlsTransport {
             let mut sink = SocketSink { socket: &self.socket };
             match self.tls.write_tls(&mut sink) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(count) => self.unsent_bytes = self.unsent_bytes.saturating_sub(count),
+                Ok(count) => {
+                    self.writes += 1;
+                    self.unsent_bytes = self.unsent_bytes.saturating_sub(count);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }

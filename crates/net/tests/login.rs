@@ -1,0 +1,214 @@
+//! Both ends of a login over loopback TCP: what leaves together, who gets in, what a refusal is.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use afar_net::accept::{AcceptError, Accepted, Admitted, Gatekeeper, ProvedLogin, accept};
+use afar_net::clock::Clock;
+use afar_net::host_key::{HostKey, HostKeys};
+use afar_net::login::{Candidate, LoggedIn, Login, LoginError, connect_tcp, login};
+use afar_net::signer::{DelegatedKey, Signer};
+use afar_net::tls::{TlsServer, Verdict, connect};
+use afar_net::transport::AnyTransport;
+use afar_proto::connection::{Config, Role};
+use afar_proto::frame::{FrameReader, Kind, Phase};
+use afar_proto::json::ByteString;
+use afar_proto::message::{Command, JobId, OpenSpec};
+use afar_proto::{Connection, Event};
+use tokio::net::TcpListener;
+
+/// Lets the keys of a list in, and keeps what it was asked.
+#[derive(Default)]
+struct Keys {
+    accepted: Vec<Vec<u8>>,
+    delegates: Mutex<BTreeMap<Vec<u8>, u32>>,
+    queries: Mutex<usize>,
+}
+
+impl Gatekeeper for Keys {
+    type Grant = String;
+
+    fn would_accept(&self, _user: &str, key: &[u8], _source: IpAddr) -> bool {
+        *self.queries.lock().unwrap() += 1;
+        self.accepted.iter().any(|accepted| accepted == key)
+    }
+
+    fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<String>> {
+        let blob = login.key.blob();
+        let known = self.accepted.iter().any(|accepted| accepted == blob)
+            || self.delegates.lock().unwrap().contains_key(blob);
+        let delegate_lifetime_s = login.delegate.map(|(key, seconds)| {
+            self.delegates.lock().unwrap().insert(key.to_vec(), seconds);
+            seconds
+        });
+        known.then(|| Admitted { grant: login.user.to_owned(), delegate_lifetime_s })
+    }
+}
+
+/// A key that signs at once. What kind of key it is makes no difference to the exchange.
+fn key() -> (Signer, Vec<u8>) {
+    let key = DelegatedKey::generate().unwrap();
+    let blob = key.public_blob().to_vec();
+    (Signer::Delegated(key), blob)
+}
+
+fn connection_with_open(clock: Clock) -> Connection {
+    let mut connection = Connection::new(Role::Client, Config::default(), clock.now());
+    let spec = OpenSpec {
+        job: JobId::new("j").unwrap(),
+        command: Command::Argv(vec![ByteString::from("true")]),
+        cwd: None,
+        env: Vec::new(),
+        merge: false,
+        stdin: false,
+        timeout_ms: None,
+        kill_after_ms: None,
+    };
+    connection.open(&spec).unwrap();
+    connection
+}
+
+type Outcome = (Result<Accepted<String>, AcceptError>, Result<LoggedIn, LoginError>);
+
+async fn meet(keys: &Keys, candidates: &[Candidate], how: Login<'_>) -> Outcome {
+    let host_keys = HostKeys::new(vec![HostKey::generate().unwrap()]).unwrap();
+    let tls = TlsServer::new(&host_keys).unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let clock = Clock::new();
+    let server = async {
+        let (socket, source): (_, SocketAddr) = listener.accept().await.unwrap();
+        accept(socket, source, &tls, keys, clock).await
+    };
+    let client = async {
+        let tcp = connect_tcp("127.0.0.1", port).await.unwrap();
+        let (tls, side) = connect(&[], |_| Verdict::Accept).unwrap();
+        let how = Login { candidates, ..how };
+        login(tcp, tls, side, how, connection_with_open(clock), clock).await
+    };
+    let server = async {
+        let mut accepted = server.await;
+        if let Ok(accepted) = &mut accepted {
+            let transport = &mut accepted.transport;
+            std::future::poll_fn(|context| transport.poll_flush(context)).await.unwrap();
+        }
+        accepted
+    };
+    tokio::join!(server, client)
+}
+
+const LOGIN: Login<'_> =
+    Login { user: "ann", candidates: &[], pipeline: None, delegate_for: None, software: "test" };
+
+#[tokio::test]
+async fn finished_hello_auth_and_open_leave_in_one_write() {
+    // W-4.3: the first write is the ClientHello, the second one everything else.
+    let (signer, blob) = key();
+    let keys = Keys { accepted: vec![blob], ..Keys::default() };
+    let (server, client) = meet(&keys, &[Candidate::Usable(signer)], LOGIN).await;
+    let mut client = client.unwrap();
+    let AnyTransport::Tls(transport) = client.driver.transport() else { panic!("not TLS") };
+    assert_eq!(transport.writes(), 2);
+    // The listener has not decoded what came behind AUTH: it is all there for the supervisor.
+    let mut reader = FrameReader::new(Phase::Jobs);
+    reader.push(&server.unwrap().rest);
+    let kinds: Vec<Kind> =
+        std::iter::from_fn(|| reader.next_frame().unwrap()).map(|frame| frame.kind).collect();
+    assert_eq!(kinds, [Kind::JobHello, Kind::Open, Kind::Window, Kind::Window]);
+    assert_eq!(*keys.queries.lock().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn of_several_keys_the_accepted_one_is_found_by_asking() {
+    // W-4.4: only public keys are shown until one is known to be accepted.
+    let candidates: Vec<(Signer, Vec<u8>)> = (0..5).map(|_| key()).collect();
+    let keys = Keys { accepted: vec![candidates[4].1.clone()], ..Keys::default() };
+    let candidates: Vec<Candidate> =
+        candidates.into_iter().map(|(signer, _)| Candidate::Usable(signer)).collect();
+    let (server, client) = meet(&keys, &candidates, LOGIN).await;
+    assert_eq!(client.unwrap().key_index, 4);
+    assert_eq!(server.unwrap().grant, "ann");
+    assert_eq!(*keys.queries.lock().unwrap(), 5);
+}
+
+#[tokio::test]
+async fn a_remembered_key_is_used_without_asking() {
+    let candidates: Vec<(Signer, Vec<u8>)> = (0..3).map(|_| key()).collect();
+    let keys = Keys { accepted: vec![candidates[2].1.clone()], ..Keys::default() };
+    let candidates: Vec<Candidate> =
+        candidates.into_iter().map(|(signer, _)| Candidate::Usable(signer)).collect();
+    let (_server, client) = meet(&keys, &candidates, Login { pipeline: Some(2), ..LOGIN }).await;
+    assert_eq!(client.unwrap().key_index, 2);
+    assert_eq!(*keys.queries.lock().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_refusal_arrives_as_a_refusal_with_an_open_pipelined_behind_the_auth() {
+    let (signer, _) = key();
+    let keys = Keys::default();
+    let (server, client) = meet(&keys, &[Candidate::Usable(signer)], LOGIN).await;
+    assert!(matches!(client, Err(LoginError::Refused { .. })), "{client:?}");
+    assert!(matches!(server, Err(AcceptError::Refused { .. })));
+}
+
+#[tokio::test]
+async fn when_no_key_is_accepted_none_is_used() {
+    let candidates: Vec<Candidate> = (0..3).map(|_| Candidate::Usable(key().0)).collect();
+    let keys = Keys::default();
+    let (_server, client) = meet(&keys, &candidates, LOGIN).await;
+    assert!(matches!(client, Err(LoginError::NoKeyAccepted)), "{client:?}");
+}
+
+#[tokio::test]
+async fn a_delegated_key_logs_in_where_its_key_has_vouched_for_it() {
+    let (signer, blob) = key();
+    let keys = Keys { accepted: vec![blob], ..Keys::default() };
+    let hour = Some(Duration::from_secs(3600));
+    let login = Login { delegate_for: hour, ..LOGIN };
+    let (_server, client) = meet(&keys, &[Candidate::Usable(signer)], login).await;
+    let (delegated, lifetime) = client.unwrap().delegated.unwrap();
+    assert_eq!(Some(lifetime), hour);
+    let delegated = [Candidate::Usable(Signer::Delegated(delegated))];
+    let (server, client) = meet(&keys, &delegated, LOGIN).await;
+    assert!(server.is_ok() && client.is_ok());
+}
+
+#[tokio::test]
+async fn a_rejected_host_key_reaches_the_caller_and_nothing_was_sent_to_its_server() {
+    let host_key = HostKey::generate().unwrap();
+    let public = host_key.public().clone();
+    let tls = TlsServer::new(&HostKeys::new(vec![host_key]).unwrap()).unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let clock = Clock::new();
+    let keys = Keys::default();
+    let server = async {
+        let (socket, source) = listener.accept().await.unwrap();
+        accept(socket, source, &tls, &keys, clock).await
+    };
+    let client = async {
+        let tcp = connect_tcp("127.0.0.1", port).await.unwrap();
+        let (tls, side) = connect(&[], |_| Verdict::Reject).unwrap();
+        let candidates = [Candidate::Usable(key().0)];
+        let how = Login { candidates: &candidates, ..LOGIN };
+        login(tcp, tls, side, how, connection_with_open(clock), clock).await
+    };
+    let (server, client) = tokio::join!(server, client);
+    assert!(matches!(server, Err(AcceptError::Tls(_))));
+    match client {
+        Err(LoginError::HostKeyRejected(key)) => assert_eq!(*key, public),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_only_knows_the_job_part_is_shown_its_goodbye() {
+    // The job part's first frame, sent where a hello is due, is of the wrong phase (W-3.2).
+    let clock = Clock::new();
+    let mut connection = Connection::new(Role::Server, Config::default(), clock.now());
+    connection.handle_input(clock.now(), &[0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, b'{', b'}']);
+    let last = std::iter::from_fn(|| connection.poll_event()).last();
+    assert!(matches!(last, Some(Event::Closed(_))), "{last:?}");
+}
