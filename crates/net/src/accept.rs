@@ -18,13 +18,17 @@ use crate::transport::{Read, TlsTransport, Transport as _};
 /// How long a peer may take for TLS's handshake (`W-4.1`). Nobody has to touch anything for that.
 pub const TLS_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a client that broke the protocol is listened to after it was told so.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Decides who may come in. Called by the listener's task; must not block for long.
 pub trait Gatekeeper {
     /// What an accepted login yields.
     type Grant;
 
-    /// Whether `key` would be accepted for `user` now.
-    fn would_accept(&self, user: &str, key: &[u8], source: IpAddr) -> bool;
+    /// The index of the first of `keys` that would be accepted for `user` now. Asked by peers who
+    /// have proved nothing, so all keys together should cost about what one does.
+    fn first_accepted(&self, user: &str, keys: &[&[u8]], source: IpAddr) -> Option<usize>;
 
     /// What `key`, whose possession was proved, is granted for `user`; `None` refuses.
     fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<Self::Grant>>;
@@ -178,35 +182,35 @@ impl Entrance {
                 }
                 Some(ResponderEvent::Failed(error)) => {
                     self.buffer_transmit()?;
-                    let finished = poll_fn(|context| self.transport.poll_finish(context));
-                    let _ = tokio::time::timeout(Duration::from_secs(1), finished).await;
+                    let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.say_goodbye()).await;
                     return Err(AcceptError::Auth(error));
                 }
-                None => self.step().await?,
+                None => {
+                    if let Err(error) = self.step().await {
+                        // A client that hangs up on its refusal was refused all the same.
+                        return Err(self.refusal.take().unwrap_or(error));
+                    }
+                }
             }
         }
     }
 
+    /// Sends the goodbye and reads to the client's end, lest a reset overtake it: closing with
+    /// unread bytes resets the connection.
+    async fn say_goodbye(&mut self) -> io::Result<()> {
+        poll_fn(|context| self.transport.poll_finish(context)).await?;
+        while poll_fn(|context| self.transport.poll_read(context, &mut |_| {})).await? != Read::End
+        {
+        }
+        Ok(())
+    }
+
     /// Sends what there is, then waits for the client's bytes, where they are wanted, or the time.
     async fn step(&mut self) -> Result<(), AcceptError> {
-        if self.responder.is_refused() {
-            // The refusal has left for rustls; the client reads to the end of our side, and we
-            // read to the end of its side before closing, lest a reset overtake the refusal.
-            poll_fn(|context| self.transport.poll_finish(context)).await?;
-        } else {
-            self.flush().await?;
-        }
         let deadline = self.responder.poll_timeout().map(|at| self.clock.to_tokio(at));
-        if !self.responder.wants_input() {
-            if let Some(deadline) = deadline {
-                tokio::time::sleep_until(deadline).await;
-            }
-            self.responder.handle_timeout(self.clock.now());
-            return Ok(());
-        }
-        let Some(deadline) = deadline else { return self.read_once().await };
-        match tokio::time::timeout_at(deadline, self.read_once()).await {
-            Ok(read) => read,
+        let Some(deadline) = deadline else { return self.send_and_read().await };
+        match tokio::time::timeout_at(deadline, self.send_and_read()).await {
+            Ok(done) => done,
             Err(_) => {
                 self.responder.handle_timeout(self.clock.now());
                 Ok(())
@@ -214,10 +218,24 @@ impl Entrance {
         }
     }
 
+    async fn send_and_read(&mut self) -> Result<(), AcceptError> {
+        if self.responder.is_refused() {
+            // The refusal has left for rustls; the client reads to the end of our side, and we
+            // read to the end of its side before closing, lest a reset overtake the refusal.
+            poll_fn(|context| self.transport.poll_finish(context)).await?;
+        } else {
+            self.flush().await?;
+        }
+        if self.responder.wants_input() {
+            self.read_once().await
+        } else {
+            std::future::pending().await
+        }
+    }
+
     fn answer<G: Gatekeeper>(&self, query: &AuthQuery, gatekeeper: &G) -> Option<u32> {
-        let source = self.source.ip();
-        let found =
-            query.keys.iter().position(|key| gatekeeper.would_accept(&query.user, &key.0, source));
+        let keys: Vec<&[u8]> = query.keys.iter().map(|key| key.0.as_slice()).collect();
+        let found = gatekeeper.first_accepted(&query.user, &keys, self.source.ip());
         found.and_then(|index| u32::try_from(index).ok())
     }
 

@@ -305,15 +305,20 @@ impl LoginAttempt {
             return Ok(index);
         }
         let mut asked = 0;
-        for keys in login.candidates.chunks(afar_proto::limits::QUERY_KEYS_MAX) {
+        while let Some(keys) = login.candidates.get(asked..).filter(|keys| !keys.is_empty()) {
             let blobs = keys.iter().map(|key| key.public_blob().to_vec());
-            self.initiator.query(login.user, blobs);
+            // Fewer than all where they don't fit one frame; none after the last query that the
+            // listener answers, and then there is nothing to wait for.
+            let count = self.initiator.query(login.user, blobs);
+            if count == 0 {
+                break;
+            }
             self.buffer_transmit()?;
             poll_fn(|context| self.transport.poll_flush(context)).await?;
             if let Some(index) = self.query_result().await? {
                 return Ok(asked + index as usize);
             }
-            asked += keys.len();
+            asked += count;
         }
         self.leave().await;
         Err(LoginError::NoKeyAccepted)

@@ -1,4 +1,5 @@
 //! Both ends of a login over loopback TCP: what leaves together, who gets in, what a refusal is.
+#![cfg(test)]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -30,9 +31,9 @@ struct Keys {
 impl Gatekeeper for Keys {
     type Grant = String;
 
-    fn would_accept(&self, _user: &str, key: &[u8], _source: IpAddr) -> bool {
+    fn first_accepted(&self, _user: &str, keys: &[&[u8]], _source: IpAddr) -> Option<usize> {
         *self.queries.lock().unwrap() += 1;
-        self.accepted.iter().any(|accepted| accepted == key)
+        keys.iter().position(|key| self.accepted.iter().any(|accepted| accepted == key))
     }
 
     fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<String>> {
@@ -80,13 +81,13 @@ async fn meet(keys: &Keys, candidates: &[Candidate], how: Login<'_>) -> Outcome 
     let clock = Clock::new();
     let server = async {
         let (socket, source): (_, SocketAddr) = listener.accept().await.unwrap();
-        accept(socket, source, &tls, keys, clock).await
+        Box::pin(accept(socket, source, &tls, keys, clock)).await
     };
     let client = async {
         let tcp = connect_tcp("127.0.0.1", port).await.unwrap();
         let (tls, side) = connect(&[], |_| Verdict::Accept).unwrap();
         let how = Login { candidates, ..how };
-        login(tcp, tls, side, how, connection_with_open(clock), clock).await
+        Box::pin(login(tcp, tls, side, how, connection_with_open(clock), clock)).await
     };
     let server = async {
         let mut accepted = server.await;
@@ -130,7 +131,7 @@ async fn of_several_keys_the_accepted_one_is_found_by_asking() {
     let (server, client) = meet(&keys, &candidates, LOGIN).await;
     assert_eq!(client.unwrap().key_index, 4);
     assert_eq!(server.unwrap().grant, "ann");
-    assert_eq!(*keys.queries.lock().unwrap(), 5);
+    assert_eq!(*keys.queries.lock().unwrap(), 1);
 }
 
 #[tokio::test]
@@ -161,6 +162,30 @@ async fn when_no_key_is_accepted_none_is_used() {
     assert!(matches!(client, Err(LoginError::NoKeyAccepted)), "{client:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn keys_that_do_not_fit_one_query_are_asked_about_in_the_next() {
+    let candidates: Vec<(Signer, Vec<u8>)> = (0..64).map(|_| key()).collect();
+    let keys = Keys { accepted: vec![candidates[63].1.clone()], ..Keys::default() };
+    let candidates: Vec<Candidate> =
+        candidates.into_iter().map(|(signer, _)| Candidate::Usable(signer)).collect();
+    // As good as large keys: the rest of the frame has room for some dozens of small ones.
+    let user = "a".repeat(29_000);
+    let (_server, client) = meet(&keys, &candidates, Login { user: &user, ..LOGIN }).await;
+    assert_eq!(client.unwrap().key_index, 63);
+    assert_eq!(*keys.queries.lock().unwrap(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_keys_than_can_be_asked_about_are_an_end_and_no_wait() {
+    let candidates: Vec<Candidate> = (0..300).map(|_| Candidate::Usable(key().0)).collect();
+    let keys = Keys::default();
+    let before = tokio::time::Instant::now();
+    let (_server, client) = meet(&keys, &candidates, LOGIN).await;
+    assert!(matches!(client, Err(LoginError::NoKeyAccepted)), "{client:?}");
+    assert_eq!(*keys.queries.lock().unwrap(), afar_proto::limits::QUERIES_MAX as usize);
+    assert!(before.elapsed() < afar_proto::limits::AUTH_DEADLINE);
+}
+
 #[tokio::test]
 async fn a_delegated_key_logs_in_where_its_key_has_vouched_for_it() {
     let (signer, blob) = key();
@@ -186,14 +211,14 @@ async fn a_rejected_host_key_reaches_the_caller_and_nothing_was_sent_to_its_serv
     let keys = Keys::default();
     let server = async {
         let (socket, source) = listener.accept().await.unwrap();
-        accept(socket, source, &tls, &keys, clock).await
+        Box::pin(accept(socket, source, &tls, &keys, clock)).await
     };
     let client = async {
         let tcp = connect_tcp("127.0.0.1", port).await.unwrap();
         let (tls, side) = connect(&[], |_| Verdict::Reject).unwrap();
         let candidates = [Candidate::Usable(key().0)];
         let how = Login { candidates: &candidates, ..LOGIN };
-        login(tcp, tls, side, how, connection_with_open(clock), clock).await
+        Box::pin(login(tcp, tls, side, how, connection_with_open(clock), clock)).await
     };
     let (server, client) = tokio::join!(server, client);
     assert!(matches!(server, Err(AcceptError::Tls(_))));

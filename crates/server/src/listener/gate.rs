@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use afar_core::authorized_keys::{self, Context, Decision, Lookup};
+use afar_core::diagnostic::Diagnostics;
 use afar_core::key::PublicKeyBlob;
 use afar_core::limits::AUTHORIZED_KEYS_BYTES_MAX;
 use afar_core::policy::{Grant, GrantKind, Restrictions};
@@ -49,55 +50,51 @@ impl Gate {
         Self { user, authorized_keys, delegations: Mutex::default(), log }
     }
 
-    /// What the key's line allows from this address, or why nothing.
-    fn look_up(
+    /// Reads the user's files of keys, each once, whatever they are then asked.
+    fn read_files(&self, user: &str) -> Result<Vec<KeyFile>, Refusal> {
+        if OsStr::new(user) != self.user.name {
+            return Err("this server serves only the user who runs it".to_owned());
+        }
+        let home = Some(self.user.home.as_path());
+        // One byte over the limit, so that the reader says that the file is too large.
+        let bytes_max = AUTHORIZED_KEYS_BYTES_MAX as u64 + 1;
+        let files = self.authorized_keys.iter().map(|pattern| {
+            let path = expand(pattern, &self.user);
+            let contents = read_checked(&path, home, self.user.uid, bytes_max);
+            KeyFile { path, contents: contents.map_err(|error| error.to_string()) }
+        });
+        Ok(files.collect())
+    }
+
+    /// Whose line lets this key in, how, and what it allows: its own line if it has one that does,
+    /// so that nobody who vouches for a key of others changes what that key may do; else that of
+    /// the key which vouched for it.
+    fn find_grant(
         &self,
         user: &str,
         key: &PublicKeyBlob,
         source: IpAddr,
-    ) -> Result<Restrictions, Refusal> {
-        if OsStr::new(user) != self.user.name {
-            return Err("this server serves only the user who runs it".to_owned());
-        }
-        let context = Context {
-            now_s: jiff::Timestamp::now().as_second(),
-            source: Some(source),
-            permit_user_environment: false,
-            local_time: None,
+    ) -> Result<(GrantKind, PublicKeyBlob, Restrictions), Refusal> {
+        let files = self.read_files(user)?;
+        let remark = |path: &Path, remarks: &Diagnostics| self.log_diagnostics(path, remarks);
+        let refusal = match look_up(&files, key, source, remark) {
+            Ok(restrictions) => return Ok((GrantKind::Key, key.clone(), restrictions)),
+            Err(refusal) => refusal,
         };
-        let mut reasons = Vec::new();
-        for pattern in &self.authorized_keys {
-            let path = expand(pattern, &self.user);
-            match self.look_into(&path, key, context) {
-                Ok(restrictions) => return Ok(restrictions),
-                Err(reason) => reasons.push(reason),
-            }
-        }
-        Err(reasons.join("; "))
+        let delegator = self.delegator(key.as_bytes()).ok_or(refusal)?;
+        let restrictions = look_up(&files, &delegator, source, |_, _| {})
+            .map_err(|refusal| format!("{} vouched for it: {refusal}", delegator.fingerprint()))?;
+        Ok((GrantKind::Delegated, delegator, restrictions))
     }
 
-    fn look_into(
-        &self,
-        path: &Path,
-        key: &PublicKeyBlob,
-        context: Context<'_>,
-    ) -> Result<Restrictions, Refusal> {
-        let home = Some(self.user.home.as_path());
-        // One byte over the limit, so that the reader says that the file is too large.
-        let bytes_max = AUTHORIZED_KEYS_BYTES_MAX as u64 + 1;
-        let file = read_checked(path, home, self.user.uid, bytes_max)
-            .map_err(|error| error.to_string())?;
-        let Lookup { decision, diagnostics } = authorized_keys::find(&file, key, context);
+    /// Remarks on the lines of a file, once for each attempt to log in.
+    fn log_diagnostics(&self, path: &Path, diagnostics: &Diagnostics) {
         for diagnostic in diagnostics.kept() {
             self.log.info(&format!("{}: {diagnostic}", path.display()));
         }
         if diagnostics.left_out() > 0 {
             let left_out = diagnostics.left_out();
             self.log.info(&format!("{}: {left_out} more bad lines", path.display()));
-        }
-        match decision {
-            Decision::Granted { restrictions, .. } => Ok(restrictions),
-            Decision::Refused(refusal) => Err(format!("{}: {refusal}", path.display())),
         }
     }
 
@@ -122,6 +119,11 @@ impl Gate {
         let lifetime = Duration::from_secs(lifetime_s.into()).min(DELEGATION_LIFETIME_MAX);
         let until = Instant::now() + lifetime;
         let mut delegations = self.delegations();
+        // Nobody has proved to hold the ephemeral key: one that another key vouched for stays that
+        // one's, or a restricted key could put its own restrictions on it.
+        if delegations.get(ephemeral.as_bytes()).is_some_and(|found| found.key != *key) {
+            return None;
+        }
         if delegations.len() >= DELEGATIONS_MAX {
             let first = delegations.iter().min_by_key(|(_, d)| d.until).map(|(k, _)| k.clone());
             first.and_then(|first| delegations.remove(&first));
@@ -134,20 +136,20 @@ impl Gate {
 impl Gatekeeper for Gate {
     type Grant = Grant;
 
-    fn would_accept(&self, user: &str, key: &[u8], source: IpAddr) -> bool {
-        let Ok(key) = PublicKeyBlob::from_wire(key.to_vec()) else { return false };
-        let key = self.delegator(key.as_bytes()).unwrap_or(key);
-        self.look_up(user, &key, source).is_ok()
+    fn first_accepted(&self, user: &str, keys: &[&[u8]], source: IpAddr) -> Option<usize> {
+        let files = self.read_files(user).ok()?;
+        keys.iter().position(|key| {
+            let Ok(key) = PublicKeyBlob::from_wire(key.to_vec()) else { return false };
+            let accepted = |key: &PublicKeyBlob| look_up(&files, key, source, |_, _| {}).is_ok();
+            accepted(&key) || self.delegator(key.as_bytes()).is_some_and(|key| accepted(&key))
+        })
     }
 
     fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<Grant>> {
         let source = login.source.ip();
-        let proved = PublicKeyBlob::from_wire(login.key.blob().to_vec()).ok()?;
-        let delegator = self.delegator(proved.as_bytes());
-        let kind = if delegator.is_some() { GrantKind::Delegated } else { GrantKind::Key };
-        let key = delegator.unwrap_or(proved);
-        match self.look_up(login.user, &key, source) {
-            Ok(restrictions) => {
+        let key = PublicKeyBlob::from_wire(login.key.blob().to_vec()).ok()?;
+        match self.find_grant(login.user, &key, source) {
+            Ok((kind, key, restrictions)) => {
                 let delegate_lifetime_s = match (kind, login.delegate) {
                     // An ephemeral key vouches for no other one, or it would never end.
                     (GrantKind::Key, Some((ephemeral, lifetime_s))) => {
@@ -172,6 +174,44 @@ impl Gatekeeper for Gate {
             }
         }
     }
+}
+
+/// A file of keys as it was read, or why it is not believed.
+struct KeyFile {
+    path: PathBuf,
+    contents: Result<Vec<u8>, Refusal>,
+}
+
+/// What the key's line allows from this address, or why nothing. Remarks on a file go to `remark`.
+fn look_up(
+    files: &[KeyFile],
+    key: &PublicKeyBlob,
+    source: IpAddr,
+    mut remark: impl FnMut(&Path, &Diagnostics),
+) -> Result<Restrictions, Refusal> {
+    let context = Context {
+        now_s: jiff::Timestamp::now().as_second(),
+        source: Some(source),
+        permit_user_environment: false,
+        local_time: None,
+    };
+    let mut reasons = Vec::new();
+    for KeyFile { path, contents } in files {
+        let contents = match contents {
+            Ok(contents) => contents,
+            Err(reason) => {
+                reasons.push(reason.clone());
+                continue;
+            }
+        };
+        let Lookup { decision, diagnostics } = authorized_keys::find(contents, key, context);
+        remark(path, &diagnostics);
+        match decision {
+            Decision::Granted { restrictions, .. } => return Ok(restrictions),
+            Decision::Refused(refusal) => reasons.push(format!("{}: {refusal}", path.display())),
+        }
+    }
+    Err(reasons.join("; "))
 }
 
 /// The path that `AuthorizedKeysFile` (sshd_config(5)) would mean by this: `%h` is the home, `%u`
@@ -256,6 +296,53 @@ mod tests {
         assert_eq!(gate.delegator(ephemeral.as_bytes()), Some(key.clone()));
         assert_eq!(gate.delegate(ephemeral.as_bytes(), 0, &key), None);
         assert_eq!(gate.delegate(b"no key", 60, &key), None);
+    }
+
+    /// A key's blob, and a proof of it: the only way to a [`ProvedLogin`] is a signature.
+    async fn proved() -> afar_net::sshsig::VerifiedKey {
+        let key = afar_net::signer::DelegatedKey::generate().unwrap();
+        let signer = afar_net::signer::Signer::Delegated(key);
+        let signature = signer.sign(b"").await.unwrap();
+        afar_net::sshsig::verify(signer.public_blob(), &signature, b"").unwrap()
+    }
+
+    fn line(options: &str, key: &afar_net::sshsig::VerifiedKey) -> String {
+        let blob = PublicKeyBlob::from_wire(key.blob().to_vec()).unwrap();
+        format!("{options} ssh-ed25519 {}\n", blob.to_base64())
+    }
+
+    #[tokio::test]
+    async fn a_key_that_vouches_for_another_listed_key_does_not_put_its_restrictions_on_it() {
+        let home = tempfile::tempdir().unwrap();
+        let (restricted, free) = (proved().await, proved().await);
+        let lines = line("command=\"false\",restrict", &restricted) + &line("", &free);
+        std::fs::write(home.path().join("keys"), lines).unwrap();
+        let me =
+            User { home: home.path().to_owned(), uid: afar_sys::users::effective_uid(), ..user() };
+        let gate = Gate::new(me, vec!["keys".to_owned()], Log::default());
+        let source = "127.0.0.1:1".parse().unwrap();
+        let delegate = Some((free.blob(), 60));
+        let login = ProvedLogin { user: "ann", key: &restricted, source, delegate };
+        assert!(gate.admit(&login).is_some());
+        let login = ProvedLogin { user: "ann", key: &free, source, delegate: None };
+        let grant = gate.admit(&login).unwrap().grant;
+        assert_eq!(grant.kind, GrantKind::Key);
+        assert_eq!(grant.restrictions, Restrictions::default());
+    }
+
+    #[test]
+    fn an_ephemeral_key_stays_that_of_the_key_which_vouched_for_it_first() {
+        let gate = Gate::new(user(), Vec::new(), Log::default());
+        let blob = |byte: u8| {
+            let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
+            wire.extend([byte; 32]);
+            PublicKeyBlob::from_wire(wire).unwrap()
+        };
+        let (first, second, ephemeral) = (blob(1), blob(2), blob(3));
+        assert_eq!(gate.delegate(ephemeral.as_bytes(), 60, &first), Some(60));
+        assert_eq!(gate.delegate(ephemeral.as_bytes(), 60, &second), None);
+        assert_eq!(gate.delegate(ephemeral.as_bytes(), 90, &first), Some(90));
+        assert_eq!(gate.delegator(ephemeral.as_bytes()), Some(first));
     }
 
     #[test]
