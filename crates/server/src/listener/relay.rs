@@ -24,6 +24,10 @@ enum Flow {
     Open,
     /// The source has ended; the destination has not been told yet.
     Ending,
+    /// The destination takes no more. What comes is thrown away, and read all the same: closing
+    /// with unread bytes resets the connection, and the last word of the other direction, which
+    /// says why, would be lost with it.
+    Discarding,
     Ended,
 }
 
@@ -42,7 +46,7 @@ struct Relay {
 /// `first` goes to the supervisor ahead of everything else. Dropping the future cuts both sides.
 ///
 /// # Errors
-/// The first side to break; the other one is closed, which its peer sees as a cut.
+/// The client's side broke; the supervisor's is closed, which it sees as a cut.
 pub(super) async fn relay(
     client: TlsTransport,
     supervisor: UnixTransport,
@@ -91,11 +95,21 @@ impl Relay {
         loop {
             match self.up_flow {
                 Flow::Ended => return Poll::Ready(Ok(())),
+                Flow::Discarding => {
+                    let read = self.client.poll_read(context, &mut |_| {});
+                    if std::task::ready!(read)? == Read::End {
+                        self.up_flow = Flow::Ended;
+                    }
+                }
                 _ if !self.up.is_empty() => {
-                    std::task::ready!(self.supervisor.poll_write(context, &mut self.up))?;
+                    let written = self.supervisor.poll_write(context, &mut self.up);
+                    if std::task::ready!(written).is_err() {
+                        self.discard_up();
+                    }
                 }
                 Flow::Ending => {
-                    std::task::ready!(self.supervisor.poll_finish(context))?;
+                    // A supervisor that has gone away already needs to be told nothing.
+                    let _ = std::task::ready!(self.supervisor.poll_finish(context));
                     self.up_flow = Flow::Ended;
                 }
                 Flow::Open => {
@@ -116,10 +130,11 @@ impl Relay {
                 std::task::ready!(self.client.poll_flush(context))?;
             }
             match self.down_flow {
-                Flow::Ended => return Poll::Ready(Ok(())),
+                Flow::Ended | Flow::Discarding => return Poll::Ready(Ok(())),
                 Flow::Ending => {
                     std::task::ready!(self.client.poll_finish(context))?;
                     self.down_flow = Flow::Ended;
+                    self.discard_up();
                 }
                 Flow::Open => {
                     let client = &mut self.client;
@@ -131,11 +146,21 @@ impl Relay {
                     };
                     let read = self.supervisor.poll_read(context, &mut sink);
                     buffered?;
-                    if std::task::ready!(read)? == Read::End {
+                    // A supervisor that closes with unread bytes, such as those behind a frame that
+                    // it objects to, resets its socket; what it said before that has arrived.
+                    if !matches!(std::task::ready!(read), Ok(Read::Progress)) {
                         self.down_flow = Flow::Ending;
                     }
                 }
             }
+        }
+    }
+
+    /// The supervisor takes no more, and has nothing to say after what it has said.
+    fn discard_up(&mut self) {
+        self.up.clear();
+        if self.up_flow != Flow::Ended {
+            self.up_flow = Flow::Discarding;
         }
     }
 }
