@@ -82,6 +82,8 @@ pub struct Responder {
     queries_left: u32,
     asked_at: Instant,
     deadline: Instant,
+    /// Whether the client ended its side while its refusal was waiting.
+    client_ended: bool,
 }
 
 impl Responder {
@@ -106,6 +108,7 @@ impl Responder {
             queries_left: QUERIES_MAX,
             asked_at: now,
             deadline: now.after(AUTH_DEADLINE),
+            client_ended: false,
         }
     }
 
@@ -126,14 +129,16 @@ impl Responder {
         match self.state {
             State::ExpectHello | State::ExpectAuth | State::Discarding { .. } => true,
             State::Accepted | State::Done => false,
-            _ => self.reader.buffered() < PIPELINED_BYTES_MAX,
+            _ => !self.client_ended && self.reader.buffered() < PIPELINED_BYTES_MAX,
         }
     }
 
-    /// Takes the end of the client's bytes.
+    /// Takes the end of the client's bytes; to be told again whenever bytes are wanted.
     pub fn handle_eof(&mut self) {
         match self.state {
             State::Discarding { .. } => self.end(ResponderEvent::RefusalDelivered),
+            // Who has said everything still reads: the refusal is owed (`W-4.7`).
+            State::RefusalDelayed { .. } => self.client_ended = true,
             _ => self.end(ResponderEvent::Failed(AuthError::Cut)),
         }
     }

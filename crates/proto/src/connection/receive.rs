@@ -424,6 +424,9 @@ impl Connection {
             }
             (Kind::Seal, Stage::Exited) => {
                 let seal: Box<Seal> = parse(frame)?;
+                if matches!(seal.end, End::NotStarted { .. }) {
+                    return Err(malformed(frame, "a job that was started was not started"));
+                }
                 let verdict = self.verdict(id, &seal);
                 self.close_channel(id);
                 self.events.push_back(Event::Seal { channel, seal, verdict });

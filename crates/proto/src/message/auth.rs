@@ -39,7 +39,11 @@ pub struct AuthQueryResult {
 }
 
 /// The signed part of AUTH (`W-4.5`): its bytes as sent are what the signature covers.
+///
+/// Unlike elsewhere a field that is not known is refused: what a user signs may narrow what is
+/// granted, and a listener that does not understand how must not grant more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AuthRequest {
     /// The user to become.
     pub user: String,
@@ -55,6 +59,7 @@ pub struct AuthRequest {
 
 /// An ephemeral key with the grant of the key that signs this (`W-4.9`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Delegate {
     /// The ephemeral key in SSH's wire encoding; always ssh-ed25519.
     #[serde(with = "base64_bytes")]
