@@ -1,0 +1,204 @@
+//! A TCP proxy that can pass single bytes, stall, and cut.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::deadline::DEADLINE;
+use crate::fail;
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to the server.
+    Up,
+    /// From the server to the client.
+    Down,
+}
+
+/// Passes connections on to one address. Connections are cut when it is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Most bytes that are passed on in one write; 0 is no limit.
+    piece_bytes: usize,
+    stalled: [bool; 2],
+    passed: [u64; 2],
+    /// Both sockets of every connection there was.
+    sockets: Vec<TcpStream>,
+    closed: bool,
+}
+
+impl Proxy {
+    /// One that passes everything on as it comes.
+    ///
+    /// # Panics
+    /// No port can be had.
+    #[must_use]
+    pub fn start(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+        let address = listener.local_addr().expect("it is bound");
+        let shared = Arc::new(Shared::default());
+        let ours = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            while let Ok((client, _)) = listener.accept() {
+                if ours.lock().closed {
+                    return;
+                }
+                // A server that refuses is a connection that ends at once.
+                let Ok(server) = TcpStream::connect(to) else { continue };
+                ours.connect(client, server);
+            }
+        });
+        Self { address, shared }
+    }
+
+    /// Where it accepts connections.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on, at most so many bytes are passed on in one write (with `TCP_NODELAY`); 0 is no
+    /// limit.
+    pub fn limit_pieces(&self, bytes: usize) {
+        self.shared.change(|state| state.piece_bytes = bytes);
+    }
+
+    /// From now on nothing is read or passed on that way.
+    pub fn stall(&self, direction: Direction) {
+        self.shared.change(|state| state.stalled[index(direction)] = true);
+    }
+
+    /// Ends [`Proxy::stall`].
+    pub fn resume(&self, direction: Direction) {
+        self.shared.change(|state| state.stalled[index(direction)] = false);
+    }
+
+    /// Cuts every connection, as a broken line would be noticed: both ends are closed.
+    pub fn cut(&self) {
+        self.shared.change(|state| {
+            for socket in state.sockets.drain(..) {
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+        });
+    }
+
+    /// How many bytes were passed on that way, over all connections.
+    #[must_use]
+    pub fn passed(&self, direction: Direction) -> u64 {
+        self.shared.lock().passed[index(direction)]
+    }
+
+    /// Waits until so many bytes were passed on that way.
+    ///
+    /// # Panics
+    /// They were not, in time.
+    #[track_caller]
+    pub fn wait_for(&self, direction: Direction, bytes: u64) {
+        let waiting = |state: &mut State| state.passed[index(direction)] < bytes;
+        let state = self.shared.lock();
+        let waited = self.shared.changed.wait_timeout_while(state, DEADLINE, waiting);
+        let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() {
+            fail(&format!(
+                "{} of {bytes} bytes passed {direction:?}",
+                state.passed[index(direction)]
+            ));
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.change(|state| {
+            state.closed = true;
+            state.stalled = [false; 2];
+        });
+        self.cut();
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn index(direction: Direction) -> usize {
+    usize::from(direction == Direction::Down)
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    fn connect(self: &Arc<Self>, client: TcpStream, server: TcpStream) {
+        let copy = |socket: &TcpStream| socket.try_clone().expect("a descriptor can be had");
+        for socket in [&client, &server] {
+            socket.set_nodelay(true).expect("a TCP socket takes the option");
+            self.change(|state| state.sockets.push(copy(socket)));
+        }
+        let (from_client, to_server) = (copy(&client), copy(&server));
+        let up = Arc::clone(self);
+        std::thread::spawn(move || up.pump(from_client, to_server, Direction::Up));
+        let down = Arc::clone(self);
+        std::thread::spawn(move || down.pump(server, client, Direction::Down));
+    }
+
+    /// Passes bytes one way until an end, or an error, which is passed on as an end.
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, direction: Direction) {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            self.wait_while_stalled(direction);
+            let count = match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => break,
+            };
+            self.wait_while_stalled(direction);
+            if self.write_in_pieces(&mut to, &buffer[..count], direction).is_err() {
+                let _ = from.shutdown(Shutdown::Read);
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Write);
+    }
+
+    fn write_in_pieces(
+        &self,
+        to: &mut TcpStream,
+        mut bytes: &[u8],
+        direction: Direction,
+    ) -> std::io::Result<()> {
+        while !bytes.is_empty() {
+            let limit = self.lock().piece_bytes;
+            let count = if limit == 0 { bytes.len() } else { limit.min(bytes.len()) };
+            let (piece, rest) = bytes.split_at(count);
+            to.write_all(piece)?;
+            bytes = rest;
+            let passed = u64::try_from(count).unwrap_or(u64::MAX);
+            self.change(|state| state.passed[index(direction)] += passed);
+        }
+        Ok(())
+    }
+
+    fn wait_while_stalled(&self, direction: Direction) {
+        let stalled = |state: &mut State| state.stalled[index(direction)];
+        drop(self.changed.wait_while(self.lock(), stalled));
+    }
+}
