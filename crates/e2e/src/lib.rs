@@ -36,6 +36,7 @@ mod home;
 mod host;
 pub mod process;
 mod proxy;
+pub mod raw;
 mod reaper;
 mod sshd;
 
