@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,8 @@ pub type Launcher = dyn Fn() -> Result<UnixStream, String> + Send + Sync;
 pub struct Client {
     pub(crate) options: Arc<Options>,
     delegated: Arc<Mutex<BTreeMap<String, Delegated>>>,
+    /// See [`Client::request_in_flight`].
+    pub(crate) in_flight: Arc<AtomicBool>,
 }
 
 /// An ephemeral key that a server accepts for a while.
@@ -171,6 +174,14 @@ impl Client {
     /// The host can't be reached, or does not speak afar's protocol.
     pub async fn inspect_host(&self, target: &Target) -> Result<InspectedHost, Error> {
         connect::inspect(self, target).await
+    }
+
+    /// Whether the request of the last [`Client::start`] may have left this machine: only then can a
+    /// command have been started by a login that was given up. It leaves once the host has proved
+    /// itself.
+    #[must_use]
+    pub fn request_in_flight(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// The ephemeral key for a destination, if there is one that still holds.
@@ -329,7 +340,11 @@ impl ClientBuilder {
     /// The client.
     #[must_use]
     pub fn build(self) -> Client {
-        Client { options: Arc::new(self.options), delegated: Arc::default() }
+        Client {
+            options: Arc::new(self.options),
+            delegated: Arc::default(),
+            in_flight: Arc::default(),
+        }
     }
 }
 

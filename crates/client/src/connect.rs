@@ -3,6 +3,7 @@
 //! Whatever has to be asked of a person is asked with no connection open, and the connection is
 //! made again with the answer; so one login can take several connections, each for a reason.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -46,6 +47,7 @@ pub(crate) async fn connect(
     target: &Target,
     spec: Option<OpenSpec>,
 ) -> Result<(Session, Option<Job>), Error> {
+    client.in_flight.store(false, Ordering::Relaxed);
     if *target == Target::Local {
         let (driver, pipelined) = connect_local(&client.options, spec).await?;
         return Ok(Session::spawn(driver, "local", pipelined));
@@ -350,10 +352,14 @@ impl Connector<'_> {
     /// the types of key that it asks for first.
     fn host_key_rule(&self, proved: &Arc<OnceLock<HostPublicKey>>) -> (Vec<KeyKind>, Box<Rule>) {
         let proved = Arc::clone(proved);
+        let in_flight = Arc::clone(&self.client.in_flight);
+        in_flight.store(false, Ordering::Relaxed);
+        let has_request = self.spec.is_some();
         let note = move |key: &HostPublicKey, accepted: bool| {
             if accepted {
                 // It is called once.
                 let _ = proved.set(key.clone());
+                in_flight.store(has_request, Ordering::Relaxed);
                 Verdict::Accept
             } else {
                 Verdict::Reject

@@ -10,6 +10,7 @@ use std::time::Duration;
 use afar_core::escape::escape_for_terminal;
 use afar_core::known_hosts::TooLarge;
 use afar_core::ssh_config::{ConfigError, ExpandError};
+use afar_core::target::TargetError;
 use afar_net::files::FileError;
 use afar_net::identity::{IdentityError, UnlockError};
 use afar_net::signer::SignError;
@@ -37,6 +38,9 @@ pub enum Error {
         /// What to do about it.
         hint: Option<&'static str>,
     },
+    /// What was given as a target is none.
+    #[error(transparent)]
+    BadTarget(#[from] TargetError),
     /// The command can't be asked for.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -230,6 +234,7 @@ impl Error {
     pub fn phase(&self) -> Phase {
         match self {
             Self::Target { .. }
+            | Self::BadTarget(_)
             | Self::Command(_)
             | Self::SshConfig(_)
             | Self::SshConfigPath(_)
@@ -283,7 +288,9 @@ impl Error {
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Target { .. } | Self::Command(_) | Self::Proxy { .. } => "invalid",
+            Self::Target { .. } | Self::BadTarget(_) | Self::Command(_) | Self::Proxy { .. } => {
+                "invalid"
+            }
             Self::SshConfig(_) | Self::SshConfigPath(_) | Self::NoHome => "bad_configuration",
             Self::Resolve { .. } => "unresolved",
             Self::Connect { .. } | Self::Tls { .. } | Self::ConnectTimeout { .. } => "unreachable",

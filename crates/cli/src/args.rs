@@ -1,0 +1,387 @@
+//! The syntax of the command line: the one definition that help, man pages and completions come
+//! from.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use afar_client::{Client, ClientBuilder, JobId, SshConfig};
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::console::Verbosity;
+use crate::duration;
+use crate::prompt::TerminalPrompt;
+
+/// Runs commands on other machines and gives back exactly what a terminal there would have shown.
+#[derive(Debug, Parser)]
+#[command(name = "afar", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(Box<RunArgs>),
+    Demo(DemoArgs),
+    Serve(ServeArgs),
+    Keys(KeysArgs),
+    Trust(TrustArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
+    /// Runs one user's jobs; started when it is needed.
+    #[command(hide = true)]
+    Supervisor,
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  afar run web -- ls -l '/tmp/a b'          exactly these arguments: no shell in between
+  afar run web -c 'ls | wc -l'              a script, through the user's shell there
+  tar c . | afar run web -- tar x -C /srv   stdin, stdout and stderr as with ssh
+  afar run --timeout 30s --result out.json web make
+  afar run local id                         this machine, through its supervisor
+
+Target: [USER@]HOST[:PORT], afar://…, an IPv6 address in brackets, a Host alias of ~/.ssh/config,
+or local. The port is 2327 unless it is given.
+
+Exit status: that of the command; 128+N when signal N ended it; 124 for --timeout; 126 when the
+program is not executable and 127 when it is not found; 130 when it was cancelled; 137 when it ran
+out of memory; 255 when afar itself failed, or the end is not known, with a line that says so.
+
+Signals: HUP, INT, QUIT, TERM, USR1 and USR2 are passed on to the command. Three INT within a second
+(Ctrl-C, three times), or a second TERM or HUP, leave and cancel it.";
+
+const JSON_EVENTS: &str = "\
+Events of --json, one object a line on stdout:
+  {\"event\":\"started\",\"job\":…,\"pid\":…,\"started_at\":…}
+  {\"event\":\"output\",\"stream\":\"stdout\"|\"stderr\",\"offset\":…,\"time_s\":…,\"data\":…}
+  {\"event\":\"end\",\"stream\":…}             a stream has ended
+  {\"event\":\"exit\",\"end\":{…},\"wall_s\":…,\"user_s\":…,\"sys_s\":…,\"max_rss_bytes\":…}
+  {\"event\":\"finished\",…}                 the outcome, always the last line
+data is a string, or {\"base64\":…} where the bytes are not UTF-8.
+
+The outcome, as --result FILE and the last event hold it:
+  job, target, phase (resolve|connect|authenticate|authorize|spawn|run|stream|done),
+  started (yes|no|unknown),
+  end {kind: exited{code}|signaled{signal,name,core}|timeout|cancelled|oom|lost|unknown|
+  not_started{reason}},
+  started_at, wall_s, user_s, sys_s, max_rss_bytes,
+  streams {stdout|stderr: {bytes, blake3, complete}}, streams_left_open, reconnects, error
+What can't be known is null.";
+
+/// Run a command on another machine
+///
+/// PROG and its arguments arrive exactly as they are given; options of afar stand before PROG,
+/// before or after TARGET.
+#[derive(Args, Debug)]
+#[command(after_help = RUN_EXAMPLES, after_long_help = format!("{RUN_EXAMPLES}\n\n{JSON_EVENTS}"))]
+pub(crate) struct RunArgs {
+    /// Where to run it
+    pub(crate) target: OsString,
+
+    /// The program and its arguments
+    #[arg(value_name = "PROG", trailing_var_arg = true, required_unless_present = "script")]
+    pub(crate) argv: Vec<OsString>,
+
+    #[command(flatten)]
+    pub(crate) command: CommandArgs,
+
+    /// Let the command read nothing: its stdin ends at once
+    #[arg(short = 'n')]
+    pub(crate) no_stdin: bool,
+
+    /// Use DIR as the working directory, not the home directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<OsString>,
+
+    /// Set a variable over the login environment; may be repeated
+    #[arg(short = 'e', long = "env", value_name = "K=V", value_parser = Variable::parser())]
+    pub(crate) env: Vec<Variable>,
+
+    /// Send stderr where stdout goes, in their exact order
+    #[arg(long)]
+    pub(crate) merge: bool,
+
+    /// End the command after this time, such as 30s or 5m, measured there from its start
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Time from TERM to KILL when the command is ended [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub(crate) kill_after: Option<Duration>,
+
+    /// The job's id: the same id with the same command is the same job
+    #[arg(long, value_name = "ID", value_parser = parse_id)]
+    pub(crate) id: Option<JobId>,
+
+    /// Print events as JSON Lines in place of the output
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Write the outcome to FILE as one JSON object; - is stdout
+    #[arg(long, value_name = "FILE")]
+    pub(crate) result: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+/// What is executed, where it is not an argv.
+#[derive(Args, Debug)]
+pub(crate) struct CommandArgs {
+    /// Run SCRIPT through the user's shell there, as its -c, in place of PROG
+    #[arg(short = 'c', value_name = "SCRIPT", conflicts_with = "argv", allow_hyphen_values = true)]
+    pub(crate) script: Option<OsString>,
+}
+
+/// Try afar out: a server, a client and a command, all on this machine
+///
+/// Starts a server on a free loopback port with fresh throwaway keys, reaches it over real TLS, runs
+/// the command, shows its output, ends with its status, and cleans up.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  afar demo -- uname -a
+  afar demo -c 'echo out; echo err >&2; exit 3'")]
+pub(crate) struct DemoArgs {
+    /// The program and its arguments
+    #[arg(value_name = "PROG", trailing_var_arg = true)]
+    pub(crate) argv: Vec<OsString>,
+
+    #[command(flatten)]
+    pub(crate) command: CommandArgs,
+
+    /// Say nothing but what the command says
+    #[arg(short = 'q')]
+    pub(crate) quiet: bool,
+}
+
+/// Let clients run commands here, as the user who starts this
+///
+/// Takes the keys of ~/.ssh/authorized_keys, with sshd's options and permission rules, and proves
+/// itself by sshd's host keys where it may read them, else by a key of its own.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  afar serve                                this machine only
+  afar serve --listen 0.0.0.0:2327          other machines too
+  afar serve --listen 127.0.0.1:0 --ready-file /tmp/afar.addr")]
+pub(crate) struct ServeArgs {
+    /// Listen on this address; may be repeated; port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:2327")]
+    pub(crate) listen: Vec<String>,
+
+    /// Write the actual addresses to FILE, a line each, once connections are accepted
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ready_file: Option<PathBuf>,
+
+    /// Prove this host key; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) host_key: Vec<PathBuf>,
+
+    /// Take the keys of FILE, where %h is the user's home and %u the user's name; may be repeated
+    #[arg(long, value_name = "FILE", default_value = "%h/.ssh/authorized_keys")]
+    pub(crate) authorized_keys: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) verbosity: VerbosityArgs,
+}
+
+/// List the keys that would be offered, in order
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  afar keys
+  afar keys web                             with what ~/.ssh/config says about web")]
+pub(crate) struct KeysArgs {
+    /// The host that they would be offered to
+    pub(crate) target: Option<OsString>,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+/// Show a host's key, and add it to known_hosts
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  afar trust web                            show the key and ask
+  afar trust --accept-new web               add it if nothing is known of the host
+  afar trust --replace web                  the host was reinstalled: take the new key")]
+pub(crate) struct TrustArgs {
+    /// The host
+    pub(crate) target: OsString,
+
+    /// Put the key in the place of another one of its type
+    #[arg(long)]
+    pub(crate) replace: bool,
+
+    /// Do not ask: the fingerprint that the key must have, as `ssh-keygen -l` prints it
+    #[arg(long, value_name = "SHA256:…")]
+    pub(crate) fingerprint: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+/// Print completions for a shell
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  afar completions bash > /etc/bash_completion.d/afar")]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Print a manual page
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  afar man | man -l -
+  afar man run | man -l -
+  afar man --output-dir /usr/share/man/man1")]
+pub(crate) struct ManArgs {
+    /// The command that it is about
+    #[arg(conflicts_with = "output_dir")]
+    pub(crate) command: Option<String>,
+
+    /// Write all pages to files in DIR
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output_dir: Option<PathBuf>,
+}
+
+/// How much is said.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct VerbosityArgs {
+    /// Say nothing on stderr unless afar itself fails
+    #[arg(short = 'q', conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// Say more
+    #[arg(short = 'v', action = ArgAction::Count)]
+    verbose: u8,
+}
+
+/// How a host is reached; the same for every command that connects.
+#[derive(Args, Debug)]
+pub(crate) struct ConnectArgs {
+    /// Use this key file; may be repeated
+    #[arg(short = 'i', value_name = "KEYFILE")]
+    identity: Vec<PathBuf>,
+
+    /// Connect to this port where the target names none
+    #[arg(short = 'p', value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+
+    /// Log in as this user where the target names none
+    #[arg(short = 'l', value_name = "USER")]
+    login: Option<String>,
+
+    /// Read this ssh configuration in place of ~/.ssh/config; none for none
+    #[arg(short = 'F', value_name = "CONFIG")]
+    config: Option<PathBuf>,
+
+    /// Use this file of known hosts, in place of the user's and the system's
+    #[arg(long, value_name = "FILE")]
+    known_hosts: Option<PathBuf>,
+
+    /// Trust a host of which nothing is known yet without asking
+    #[arg(long)]
+    pub(crate) accept_new: bool,
+
+    /// Time for reaching the host, and again for the login [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    connect_timeout: Option<Duration>,
+
+    #[command(flatten)]
+    verbosity: VerbosityArgs,
+}
+
+/// A variable for the command's environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Variable {
+    pub(crate) name: OsString,
+    pub(crate) value: OsString,
+}
+
+impl Variable {
+    fn parser() -> impl clap::builder::TypedValueParser<Value = Self> {
+        use clap::builder::TypedValueParser as _;
+        clap::builder::OsStringValueParser::new().try_map(|text| Self::parse(&text))
+    }
+
+    fn parse(text: &std::ffi::OsStr) -> Result<Self, &'static str> {
+        use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+        let bytes = text.as_bytes();
+        match bytes.iter().position(|byte| *byte == b'=') {
+            None => Err("a variable is set with NAME=VALUE"),
+            Some(0) => Err("a variable has a name"),
+            Some(at) => {
+                let (name, value) = bytes.split_at(at);
+                let value = value.get(1..).unwrap_or_default();
+                Ok(Self {
+                    name: OsString::from_vec(name.to_vec()),
+                    value: OsString::from_vec(value.to_vec()),
+                })
+            }
+        }
+    }
+}
+
+fn parse_id(text: &str) -> Result<JobId, String> {
+    JobId::new(text).map_err(|error| error.to_string())
+}
+
+impl VerbosityArgs {
+    pub(crate) fn level(self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, 0) => Verbosity::Normal,
+            (false, _) => Verbosity::Verbose,
+        }
+    }
+}
+
+impl ConnectArgs {
+    pub(crate) fn verbosity(&self) -> Verbosity {
+        self.verbosity.level()
+    }
+
+    /// A client that behaves as these options say. Commands on the command line connect once, so
+    /// it asks for no ephemeral key.
+    pub(crate) fn client(&self) -> ClientBuilder {
+        let mut builder = Client::builder()
+            .accept_new(self.accept_new)
+            .delegate_for(None)
+            .prompt(TerminalPrompt::new(self.verbosity()))
+            .account(crate::commands::account);
+        for path in &self.identity {
+            builder = builder.identity(path);
+        }
+        if let Some(port) = self.port {
+            builder = builder.port(port);
+        }
+        if let Some(user) = &self.login {
+            builder = builder.user(user);
+        }
+        if let Some(path) = &self.config {
+            let none = path.as_os_str() == "none";
+            let config = if none { SshConfig::None } else { SshConfig::File(path.clone()) };
+            builder = builder.ssh_config(config);
+        }
+        if let Some(path) = &self.known_hosts {
+            builder = builder.known_hosts(path);
+        }
+        if let Some(timeout) = self.connect_timeout {
+            builder = builder.connect_timeout(timeout);
+        }
+        builder
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,82 @@
+//! `afar demo`: a real server, a real client and a command, all on this machine, and nothing left
+//! behind.
+
+mod place;
+mod server;
+
+use std::os::unix::ffi::OsStringExt as _;
+
+use afar_client::{Client, SshConfig, Target};
+
+use crate::args::DemoArgs;
+use crate::commands::{account, block_on, run};
+use crate::console::{Verbosity, say};
+use crate::exit::Exit;
+use crate::prompt::TerminalPrompt;
+use crate::run::{RunOptions, execute, stdin_is_null};
+use place::Place;
+use server::Server;
+
+/// The status of a command that was cancelled, and may still be on its way to its end.
+const CANCELLED: u8 = 130;
+
+/// Sets everything up, runs the command as `run` would, and cleans up.
+pub(crate) fn cmd_demo(args: DemoArgs) -> Exit {
+    if args.argv.is_empty() && args.command.script.is_none() {
+        say("demo: a command is needed, such as `afar demo -- uname -a`");
+        return Exit::Failed;
+    }
+    let verbosity = if args.quiet { Verbosity::Quiet } else { Verbosity::Normal };
+    match demonstrate(args, verbosity) {
+        Ok(exit) => exit,
+        Err(problem) => {
+            say(&format!("demo: {problem}; the command was not started"));
+            Exit::Failed
+        }
+    }
+}
+
+/// The text of an error says what could not be set up.
+fn demonstrate(args: DemoArgs, verbosity: Verbosity) -> Result<Exit, String> {
+    let account = account().ok_or("the user database does not know who runs this")?;
+    let user = account.name.into_string().map_err(|_| "the user's name is not UTF-8")?;
+    // Signals are taken over by the runner; until it has them, and after, the guards of the two
+    // values below do not run when one ends the process. Blocking waits are short.
+    let place = Place::create(&account.home)?;
+    let mut server = Server::start(&place)?;
+    place.trust(&server)?;
+    if verbosity > Verbosity::Quiet {
+        say(&format!(
+            "demo: a server on {} with host key {}, and a client with key {}",
+            server.address(),
+            place.host_key_fingerprint(),
+            place.user_key_fingerprint()
+        ));
+    }
+    let client = Client::builder()
+        .user(user)
+        .identity(place.user_key())
+        .known_hosts(place.known_hosts())
+        .ssh_config(SshConfig::None)
+        .agent(false)
+        .delegate_for(None)
+        .prompt(TerminalPrompt::new(verbosity))
+        .build();
+    let target = Target::parse(&server.address().to_string()).map_err(|error| error.to_string())?;
+    let options = RunOptions {
+        stdin: !stdin_is_null(),
+        json: false,
+        result: None,
+        verbosity,
+        argv: args.argv.iter().map(|word| word.clone().into_vec()).collect(),
+    };
+    let command = run::command(args.command, args.argv);
+    let exit = block_on(execute(&client, &target, command, options));
+    if matches!(exit, Exit::Status(status) if status != CANCELLED) {
+        server.command_ended();
+    }
+    // In this order: what runs, then where it runs.
+    drop(server);
+    drop(place);
+    Ok(exit)
+}

@@ -1,0 +1,228 @@
+//! The server of a demonstration: a real `afar serve` as a process of its own, ended for certain.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use afar_sys::socket::{connect_unix, peer_credentials};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::place::Place;
+use crate::commands::executable;
+
+/// How long the server may take to accept connections.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether the server has ended instead.
+const START_CHECK: Duration = Duration::from_millis(50);
+
+/// How long a job that was cancelled may take to end: TERM, the grace, KILL, and a little more.
+const JOBS_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// How long a process may take to end after it was told to.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A running server. Dropping it ends it, the supervisor that it has started, and what still runs
+/// there.
+#[derive(Debug)]
+pub(super) struct Server {
+    child: Child,
+    address: SocketAddr,
+    supervisor_socket: PathBuf,
+    /// Whether what still runs was left behind on purpose, and is not about to end.
+    left_behind: bool,
+}
+
+impl Server {
+    /// Starts it and waits until it accepts connections.
+    pub(super) fn start(place: &Place) -> Result<Self, String> {
+        let failed = |error: std::io::Error| format!("the server could not be started: {error}");
+        let ready = ReadySocket::bind().map_err(failed)?;
+        let log = std::fs::File::create(place.path("serve.log")).map_err(failed)?;
+        let child = Command::new(executable().map_err(failed)?)
+            .arg("serve")
+            .args(["--listen", "127.0.0.1:0", "--ready-file"])
+            .arg(place.path("ready"))
+            .arg("--host-key")
+            .arg(place.path("host_key"))
+            .arg("--authorized-keys")
+            .arg(place.path("authorized_keys"))
+            .env("XDG_RUNTIME_DIR", place.path("run"))
+            .env("XDG_STATE_HOME", place.path("state"))
+            .env("XDG_CONFIG_HOME", place.path("config"))
+            .env("NOTIFY_SOCKET", &ready.name)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            // Ctrl-C is for the command, not for the server.
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        let supervisor_socket = place.path("run/afar/supervisor.sock");
+        // From here on dropping it ends it.
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut server = Self { child, address: unknown, supervisor_socket, left_behind: false };
+        server.wait_ready(&ready, place)?;
+        let lines = std::fs::read_to_string(place.path("ready")).map_err(failed)?;
+        let address = lines.lines().next().and_then(|line| line.parse().ok());
+        server.address = address.ok_or("the server did not say where it listens")?;
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The command has come to its end: what it has left running is not waited for.
+    pub(super) fn command_ended(&mut self) {
+        self.left_behind = true;
+    }
+
+    fn wait_ready(&mut self, ready: &ReadySocket, place: &Place) -> Result<(), String> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while Instant::now() < deadline {
+            if ready.wait(START_CHECK) {
+                return Ok(());
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                let log = std::fs::read_to_string(place.path("serve.log")).unwrap_or_default();
+                let why = log.lines().last().unwrap_or_default();
+                return Err(format!("the server ended at once ({status}): {why}"));
+            }
+        }
+        Err("the server did not accept connections in time".to_owned())
+    }
+
+    /// The supervisor, known by who listens at its socket.
+    fn supervisor(&self) -> Option<Pid> {
+        let stream = connect_unix(&self.supervisor_socket).ok()?;
+        let peer = peer_credentials(&stream).ok()?;
+        Pid::from_raw(peer.pid?)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let supervisor = self.supervisor();
+        // A child that is gone already needs no more than to be waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let Some(supervisor) = supervisor else { return };
+        // With its listener gone, the supervisor ends what the client has left running.
+        let deadline = Instant::now() + JOBS_TIMEOUT;
+        while !self.left_behind && !descendants(supervisor).is_empty() && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for process in descendants(supervisor) {
+            end(process, Signal::KILL);
+        }
+        end(supervisor, Signal::TERM);
+    }
+}
+
+/// Ends a process and waits until it is gone. It is named by a descriptor, so that no other process
+/// of that number is ever meant.
+fn end(process: Pid, signal: Signal) {
+    let Ok(pidfd) = pidfd_open(process, PidfdFlags::empty()) else { return };
+    if pidfd_send_signal(&pidfd, signal).is_err() {
+        return;
+    }
+    let timeout = rustix::event::Timespec {
+        tv_sec: i64::try_from(END_TIMEOUT.as_secs()).unwrap_or(1),
+        tv_nsec: 0,
+    };
+    let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+    if !rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ended| ended > 0) {
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    }
+}
+
+/// All processes below this one that have not ended (proc_pid_status(5)).
+fn descendants(root: Pid) -> Vec<Pid> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let processes: Vec<(i32, i32)> = entries
+        .filter_map(|entry| {
+            let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            Some((pid, parent_of_live(&stat)?))
+        })
+        .collect();
+    let mut known = BTreeSet::from([root.as_raw_nonzero().get()]);
+    loop {
+        let before = known.len();
+        let below: Vec<i32> =
+            processes.iter().filter(|(_, up)| known.contains(up)).map(|(pid, _)| *pid).collect();
+        known.extend(below);
+        if known.len() == before {
+            break;
+        }
+    }
+    known.remove(&root.as_raw_nonzero().get());
+    known.into_iter().filter_map(Pid::from_raw).collect()
+}
+
+/// The parent in a line of `/proc/PID/stat`; `None` for a zombie. The name may hold anything, so
+/// what follows its last parenthesis counts.
+fn parent_of_live(stat: &str) -> Option<i32> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    let state = fields.next()?;
+    if state == "Z" || state == "X" {
+        return None;
+    }
+    fields.next()?.parse().ok()
+}
+
+/// Where the server tells that it is ready (sd_notify(3)): an abstract socket, which no path limits
+/// and nothing has to remove.
+struct ReadySocket {
+    socket: UnixDatagram,
+    name: String,
+}
+
+impl ReadySocket {
+    fn bind() -> std::io::Result<Self> {
+        let random = afar_sys::random::random_bytes::<8>()?;
+        let name = format!("afar-demo-{:016x}", u64::from_ne_bytes(random));
+        let socket = UnixDatagram::bind_addr(&UnixAddr::from_abstract_name(&name)?)?;
+        Ok(Self { socket, name: format!("@{name}") })
+    }
+
+    fn wait(&self, time: Duration) -> bool {
+        let mut message = [0; 64];
+        self.socket.set_read_timeout(Some(time)).is_ok()
+            && self.socket.recv(&mut message).is_ok_and(|read| {
+                message.get(..read).is_some_and(|message| message.starts_with(b"READY=1"))
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parent_is_read_whatever_the_name_holds() {
+        assert_eq!(parent_of_live("7 (a) b) S 3 7 7"), Some(3));
+        assert_eq!(parent_of_live("7 (a) Z 3 7 7"), None);
+        assert_eq!(parent_of_live(""), None);
+    }
+
+    #[test]
+    fn descendants_are_found_below_their_root_only() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let own = Pid::from_raw(std::process::id().cast_signed()).unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+        assert!(descendants(own).contains(&pid));
+        assert!(!descendants(pid).contains(&own));
+        end(pid, Signal::KILL);
+        assert!(!child.wait().unwrap().success());
+    }
+}

@@ -1,0 +1,17 @@
+//! `afar supervisor`: the role that runs one user's jobs. Not for people: it is started on demand.
+
+use afar_server::supervisor::{SupervisorConfig, run};
+
+use crate::console::say;
+use crate::exit::Exit;
+
+/// Runs the supervisor of this user, until it has had nothing to do for a while.
+pub(crate) fn cmd_supervisor() -> Exit {
+    match run(SupervisorConfig::default()) {
+        Ok(()) => Exit::Status(0),
+        Err(error) => {
+            say(&format!("supervisor: {error}"));
+            Exit::Failed
+        }
+    }
+}

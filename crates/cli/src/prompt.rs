@@ -1,0 +1,145 @@
+//! Asks the person at the terminal, whatever stdin and stdout are connected to.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::sync::{Mutex, PoisonError};
+
+use afar_client::{Answer, HostKeyQuestion, LockedIdentity, Notice, Prompt};
+use afar_core::escape::escape_for_terminal;
+
+use crate::console::{Verbosity, say};
+
+/// Longest answer that is read.
+const ANSWER_BYTES_MAX: u64 = 1024;
+
+/// Asks at `/dev/tty`, as ssh does; where there is none, nobody is there.
+pub(crate) struct TerminalPrompt {
+    verbosity: Verbosity,
+    /// Two questions at once would mix.
+    one_at_a_time: Mutex<()>,
+}
+
+impl TerminalPrompt {
+    pub(crate) fn new(verbosity: Verbosity) -> Self {
+        Self { verbosity, one_at_a_time: Mutex::new(()) }
+    }
+}
+
+impl Prompt for TerminalPrompt {
+    fn host_key(&self, question: &HostKeyQuestion) -> Answer {
+        let _guard = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut terminal) = Terminal::open() else { return Answer::Nobody };
+        terminal.ask_host_key(question)
+    }
+
+    fn passphrase(
+        &self,
+        key: &LockedIdentity<'_>,
+        attempt: u32,
+    ) -> Option<zeroize::Zeroizing<Vec<u8>>> {
+        let _guard = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        Terminal::open()?;
+        let again = if attempt > 1 { "Wrong passphrase. " } else { "" };
+        let text = format!("{again}Passphrase for {}: ", escape_for_terminal(path_bytes(key)));
+        let passphrase = rpassword::prompt_password(text).ok()?;
+        Some(zeroize::Zeroizing::new(passphrase.into_bytes()))
+    }
+
+    fn notice(&self, notice: &Notice) {
+        let wanted = match notice {
+            Notice::HostAdded(_) => Verbosity::Normal,
+            _ => Verbosity::Verbose,
+        };
+        if self.verbosity >= wanted {
+            say(&notice.to_string());
+        }
+    }
+}
+
+fn path_bytes<'a>(key: &LockedIdentity<'a>) -> &'a [u8] {
+    key.path.as_os_str().as_encoded_bytes()
+}
+
+/// The controlling terminal.
+pub(crate) struct Terminal {
+    reader: BufReader<File>,
+    writer: File,
+}
+
+impl Terminal {
+    /// The terminal, if this process has one.
+    pub(crate) fn open() -> Option<Self> {
+        let writer = OpenOptions::new().read(true).write(true).open("/dev/tty").ok()?;
+        let reader = BufReader::new(writer.try_clone().ok()?);
+        Some(Self { reader, writer })
+    }
+
+    /// Asks until the answer is yes, no, or the fingerprint itself.
+    pub(crate) fn ask_host_key(&mut self, question: &HostKeyQuestion) -> Answer {
+        let mut text = describe(question);
+        text.push_str("Trust it from now on (yes, no, or the fingerprint)? ");
+        loop {
+            if self.writer.write_all(text.as_bytes()).is_err() {
+                return Answer::Nobody;
+            }
+            let mut line = String::new();
+            let read = (&mut self.reader).take(ANSWER_BYTES_MAX).read_line(&mut line);
+            match (read, decide(line.trim(), &question.fingerprint)) {
+                (Err(_) | Ok(0), _) => return Answer::No,
+                (Ok(_), Some(answer)) => return answer,
+                (Ok(_), None) => "Please say yes, no, or the fingerprint: ".clone_into(&mut text),
+            }
+        }
+    }
+}
+
+/// What an answer means; a fingerprint that is another one means no.
+fn decide(answer: &str, fingerprint: &str) -> Option<Answer> {
+    match answer {
+        "yes" => Some(Answer::Yes),
+        "no" => Some(Answer::No),
+        given if given == fingerprint => Some(Answer::Yes),
+        given if given.starts_with("SHA256:") => Some(Answer::No),
+        _ => None,
+    }
+}
+
+/// A host's key for a person's eyes, with a line end.
+pub(crate) fn describe(question: &HostKeyQuestion) -> String {
+    let HostKeyQuestion { name, algorithm, fingerprint, known, .. } = question;
+    let mut text = if known.is_empty() {
+        format!("Nothing is known of {name} yet. It shows this key:\n")
+    } else {
+        format!("{name} shows a key of a type that is not known for it:\n")
+    };
+    text.push_str(&format!("  {algorithm} {fingerprint}\n"));
+    if !known.is_empty() {
+        text.push_str("Known are:\n");
+        for key in known {
+            text.push_str(&format!("  {}\n", escape_for_terminal(key.to_string().as_bytes())));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_word_or_the_fingerprint_is_an_answer() {
+        let fingerprint = "SHA256:abc";
+        let cases = [
+            ("yes", Some(Answer::Yes)),
+            ("no", Some(Answer::No)),
+            ("SHA256:abc", Some(Answer::Yes)),
+            ("SHA256:abd", Some(Answer::No)),
+            ("y", None),
+            ("", None),
+            ("Yes please", None),
+        ];
+        for (answer, expected) in cases {
+            assert_eq!(decide(answer, fingerprint), expected, "{answer:?}");
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! The command's output on our own stdout and stderr, in the order in which it arrives.
+//!
+//! What can't block is written at once. Everything else goes through a thread, because an inherited
+//! descriptor must not be made non-blocking, and a write to a reader that has stopped (`| less`)
+//! must not stop the connection. Two streams that are the same file (a terminal, `2>&1`) share one
+//! thread, so that their order is kept.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use afar_client::Stream;
+use bytes::{Buf as _, Bytes};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, fstat, major, minor};
+use rustix::io::Errno;
+use tokio::sync::Notify;
+
+/// Bytes that may wait here before no more of the job's events are taken.
+const QUEUED_BYTES_MAX: usize = 1024 * 1024;
+
+/// A pipe that polls as writable takes this much without blocking (pipe(7), PIPE_BUF).
+const PIPE_BYTES: usize = 4096;
+
+/// What a pipe is asked to hold once bulk goes through it.
+const PIPE_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Our stdout and stderr.
+#[derive(Debug)]
+pub(super) struct Output {
+    stdout: Lane,
+    /// `None` iff stderr shares stdout's lane.
+    stderr: Option<Lane>,
+    /// Streams whose reader went away, or that failed otherwise: nothing more is written.
+    failed: [bool; 2],
+    changed: Arc<Notify>,
+}
+
+impl Output {
+    /// The streams as this process was started with.
+    pub(super) fn new() -> Self {
+        let changed = Arc::new(Notify::new());
+        let same = same_file();
+        Self {
+            stdout: Lane::new(Arc::clone(&changed)),
+            stderr: (!same).then(|| Lane::new(Arc::clone(&changed))),
+            failed: [false; 2],
+            changed,
+        }
+    }
+
+    /// Writes, now or as soon as the reader takes it. Never blocks.
+    pub(super) fn push(&mut self, stream: Stream, bytes: Bytes) {
+        if bytes.is_empty() || self.has_failed(stream) {
+            return;
+        }
+        let lane = match (&mut self.stderr, stream) {
+            (Some(stderr), Stream::Stderr) => stderr,
+            _ => &mut self.stdout,
+        };
+        lane.push(stream, bytes);
+    }
+
+    /// Whether more may be pushed before [`Output::changed`] is waited for.
+    pub(super) fn has_room(&self) -> bool {
+        self.lanes().all(|lane| lane.shared.lock().bytes < QUEUED_BYTES_MAX)
+    }
+
+    /// Whether everything was written, or given up.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lanes().all(|lane| {
+            let queue = lane.shared.lock();
+            queue.bytes == 0 && queue.failures.is_empty()
+        })
+    }
+
+    /// Waits until a thread has written something, or failed. Cancellation safe; may return for
+    /// nothing.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// A stream that can't be written to any more, once.
+    pub(super) fn take_failure(&mut self) -> Option<(Stream, io::Error)> {
+        let failure = self.lanes().find_map(|lane| lane.shared.lock().failures.pop())?;
+        if let Some(failed) = self.failed.get_mut(slot(failure.0)) {
+            *failed = true;
+        }
+        Some(failure)
+    }
+
+    /// Whether a stream can't be written to any more.
+    pub(super) fn has_failed(&self, stream: Stream) -> bool {
+        self.failed.get(slot(stream)).copied().unwrap_or(false)
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        std::iter::once(&self.stdout).chain(&self.stderr)
+    }
+}
+
+fn slot(stream: Stream) -> usize {
+    usize::from(stream == Stream::Stderr)
+}
+
+fn descriptor(stream: Stream) -> BorrowedFd<'static> {
+    if stream == Stream::Stderr { rustix::stdio::stderr() } else { rustix::stdio::stdout() }
+}
+
+/// Whether stdout and stderr are one file, so that the order between them can be seen.
+fn same_file() -> bool {
+    match (fstat(rustix::stdio::stdout()), fstat(rustix::stdio::stderr())) {
+        (Ok(out), Ok(err)) => {
+            (out.st_dev, out.st_ino, out.st_rdev) == (err.st_dev, err.st_ino, err.st_rdev)
+        }
+        _ => false,
+    }
+}
+
+/// One order of writes, to one descriptor or two.
+#[derive(Debug)]
+struct Lane {
+    shared: Arc<Shared>,
+    running: bool,
+    /// What may be written at once, for stdout and stderr; `None` until it was found out.
+    directness: [Option<Directness>; 2],
+}
+
+/// What a lane and its thread share.
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    work: Condvar,
+    changed: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    pieces: VecDeque<(Stream, Bytes)>,
+    /// Bytes that wait, what the thread is writing included.
+    bytes: usize,
+    failures: Vec<(Stream, io::Error)>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What may be written to a descriptor by the task that must not block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Directness {
+    /// Everything: files and `/dev/null` never wait for a reader.
+    All,
+    /// A small piece while there is room: pipes.
+    Small,
+    /// Nothing: a terminal may be stopped at any moment.
+    Nothing,
+}
+
+impl Directness {
+    fn of(fd: BorrowedFd<'_>) -> Self {
+        let Ok(stat) = fstat(fd) else { return Self::Nothing };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Self::All,
+            FileType::CharacterDevice if (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3) => {
+                Self::All
+            }
+            FileType::Fifo => Self::Small,
+            _ => Self::Nothing,
+        }
+    }
+
+    fn allows(self, fd: BorrowedFd<'_>, bytes: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::Small => bytes <= PIPE_BYTES && is_writable_now(fd),
+            Self::Nothing => false,
+        }
+    }
+}
+
+fn is_writable_now(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
+}
+
+impl Lane {
+    fn new(changed: Arc<Notify>) -> Self {
+        let shared = Shared { queue: Mutex::default(), work: Condvar::new(), changed };
+        Self { shared: Arc::new(shared), running: false, directness: [None; 2] }
+    }
+
+    fn push(&mut self, stream: Stream, mut bytes: Bytes) {
+        let idle = self.shared.lock().bytes == 0;
+        if idle && self.may_write_now(stream, bytes.len()) {
+            match write_some(stream, &bytes) {
+                Ok(written) => bytes.advance(written),
+                Err(Errno::AGAIN) => {}
+                Err(error) => return self.fail(stream, error.into()),
+            }
+            if bytes.is_empty() {
+                return;
+            }
+        }
+        self.enqueue(stream, bytes);
+    }
+
+    fn may_write_now(&mut self, stream: Stream, bytes: usize) -> bool {
+        let fd = descriptor(stream);
+        let Some(known) = self.directness.get_mut(slot(stream)) else { return false };
+        known.get_or_insert_with(|| Directness::of(fd)).allows(fd, bytes)
+    }
+
+    fn fail(&self, stream: Stream, error: io::Error) {
+        self.shared.lock().failures.push((stream, error));
+        self.shared.changed.notify_one();
+    }
+
+    fn enqueue(&mut self, stream: Stream, bytes: Bytes) {
+        if !self.running {
+            self.running = true;
+            let shared = Arc::clone(&self.shared);
+            // The thread is never waited for: the program's end ends it.
+            let spawned =
+                thread::Builder::new().name("output".to_owned()).spawn(move || write_all(&shared));
+            if let Err(error) = spawned {
+                self.running = false;
+                return self.fail(stream, error);
+            }
+            // Larger pipes mean fewer switches between us and the reader; where the system does not
+            // allow it they work all the same.
+            let _ = rustix::pipe::fcntl_setpipe_size(descriptor(stream), PIPE_BUFFER_BYTES);
+        }
+        let mut queue = self.shared.lock();
+        queue.bytes += bytes.len();
+        queue.pieces.push_back((stream, bytes));
+        drop(queue);
+        self.shared.work.notify_one();
+    }
+}
+
+/// One write, of as much as is taken.
+fn write_some(stream: Stream, bytes: &[u8]) -> Result<usize, Errno> {
+    rustix::io::retry_on_intr(|| rustix::io::write(descriptor(stream), bytes))
+}
+
+/// The thread of a lane.
+fn write_all(shared: &Shared) {
+    let mut failed = [false; 2];
+    loop {
+        let (stream, mut bytes) = {
+            let mut queue = shared.lock();
+            loop {
+                if let Some(piece) = queue.pieces.pop_front() {
+                    break piece;
+                }
+                queue = shared.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+        };
+        let length = bytes.len();
+        let already_failed = failed.get(slot(stream)).copied().unwrap_or(true);
+        let result = if already_failed { Ok(()) } else { write_blocking(stream, &mut bytes) };
+        let mut queue = shared.lock();
+        queue.bytes -= length;
+        if let Err(error) = result {
+            if let Some(failed) = failed.get_mut(slot(stream)) {
+                *failed = true;
+            }
+            queue.failures.push((stream, error));
+        }
+        drop(queue);
+        shared.changed.notify_one();
+    }
+}
+
+fn write_blocking(stream: Stream, bytes: &mut Bytes) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match write_some(stream, bytes) {
+            Ok(written) => bytes.advance(written),
+            // Somebody else has made the descriptor non-blocking.
+            Err(Errno::AGAIN) => {
+                let fd = descriptor(stream);
+                match poll(&mut [PollFd::new(&fd, PollFlags::OUT)], None) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
