@@ -4,12 +4,13 @@
 //! not every reader keeps exact, and anything nested deeper than a limit are refused, before the
 //! message is read as what it claims to be.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use base64ct::{Base64, Encoding as _};
 use serde::de::{DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Number, Value};
 
 use crate::limits::{JSON_DEPTH_MAX, JSON_INTEGER_MAX};
 
@@ -21,20 +22,27 @@ pub struct JsonError(String);
 
 /// Reads a message strictly.
 ///
+/// The message is gone through twice, first for what must not be in it and then for what it says:
+/// a tree of values in between would take up to forty times the memory of the message.
+///
 /// # Errors
 /// Not UTF-8, not one JSON object, a duplicate key at any depth, nesting over
 /// [`JSON_DEPTH_MAX`], a number over [`JSON_INTEGER_MAX`] or not finite, a lone surrogate, or not
 /// of the form of `T`. Unknown fields are ignored.
 pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
+    check(bytes)
+        .and_then(|()| serde_json::from_slice(bytes))
+        .map_err(|error| JsonError(error.to_string()))
+}
+
+fn check(bytes: &[u8]) -> Result<(), serde_json::Error> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict { depth: 0 }
-        .deserialize(&mut reader)
-        .and_then(|value| reader.end().map(|()| value))
-        .map_err(|error| JsonError(error.to_string()))?;
-    if !value.is_object() {
-        return Err(JsonError("not a JSON object".into()));
+    let shape = Strict { depth: 0 }.deserialize(&mut reader)?;
+    reader.end()?;
+    match shape {
+        Shape::Object => Ok(()),
+        Shape::Other => Err(serde::de::Error::custom("not a JSON object")),
     }
-    serde_json::from_value(value).map_err(|error| JsonError(error.to_string()))
 }
 
 /// Writes a message.
@@ -46,6 +54,14 @@ pub fn to_vec<T: Serialize>(message: &T) -> Vec<u8> {
     serde_json::to_vec(message).unwrap_or_else(|_| b"{}".to_vec())
 }
 
+/// What a value is, as far as that matters here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Object,
+    Other,
+}
+
+/// Goes through a value and keeps nothing of it but the keys of the objects that are open.
 struct Strict {
     depth: usize,
 }
@@ -61,80 +77,100 @@ impl Strict {
 }
 
 impl<'de> DeserializeSeed<'de> for Strict {
-    type Value = Value;
+    type Value = Shape;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Shape, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
 impl<'de> Visitor<'de> for Strict {
-    type Value = Value;
+    type Value = Shape;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("strict JSON")
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
+    fn visit_unit<E>(self) -> Result<Shape, E> {
+        Ok(Shape::Other)
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
+    fn visit_bool<E>(self, _: bool) -> Result<Shape, E> {
+        Ok(Shape::Other)
     }
 
-    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Value, E> {
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Shape, E> {
         if value > JSON_INTEGER_MAX {
             return Err(E::custom("an integer over 2^53"));
         }
-        Ok(Value::Number(value.into()))
+        Ok(Shape::Other)
     }
 
-    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Value, E> {
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Shape, E> {
         if value.unsigned_abs() > JSON_INTEGER_MAX {
             return Err(E::custom("an integer under -2^53"));
         }
-        Ok(Value::Number(value.into()))
+        Ok(Shape::Other)
     }
 
-    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Shape, E> {
         // A whole number that overflows the integer types arrives here.
         #[expect(clippy::cast_precision_loss, reason = "2^53 is exact in an f64")]
         let limit = JSON_INTEGER_MAX as f64;
-        if value.abs() > limit {
+        if value.is_nan() || value.abs() > limit {
             return Err(E::custom("a number over 2^53"));
         }
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("not a finite number"))
+        Ok(Shape::Other)
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::String(value.to_owned()))
+    fn visit_str<E>(self, _: &str) -> Result<Shape, E> {
+        Ok(Shape::Other)
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
         let depth = self.deeper()?;
-        let mut values = Vec::new();
-        while let Some(value) = seq.next_element_seed(Self { depth })? {
-            values.push(value);
-        }
-        Ok(Value::Array(values))
+        while seq.next_element_seed(Self { depth })?.is_some() {}
+        Ok(Shape::Other)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Shape, A::Error> {
         use serde::de::Error as _;
         let depth = self.deeper()?;
-        let mut object = Map::new();
-        while let Some(key) = map.next_key::<String>()? {
-            let value = map.next_value_seed(Self { depth })?;
-            if object.insert(key, value).is_some() {
+        let mut keys = BTreeSet::new();
+        while let Some(key) = map.next_key_seed(Key)? {
+            if !keys.insert(key) {
                 return Err(A::Error::custom("a duplicate key"));
             }
+            map.next_value_seed(Self { depth })?;
         }
-        Ok(Value::Object(object))
+        Ok(Shape::Object)
+    }
+}
+
+/// A key after its escapes are undone, borrowed where there are none.
+struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_borrowed_str<E>(self, key: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(key))
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(key.to_owned()))
     }
 }
 
@@ -228,3 +264,6 @@ pub mod base64_bytes {
         Base64::decode_vec(&text).map_err(|_| D::Error::custom("malformed base64"))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,6 +35,3 @@ pub enum AuthError {
     #[error("authentication took too long")]
     TimedOut,
 }
-
-#[cfg(test)]
-mod tests;

@@ -234,6 +234,10 @@ impl Channel<'_> {
     pub fn consume(&mut self, stream: Stream, bytes: usize) {
         let id = self.id.0;
         let Some(state) = self.state() else { return };
+        // Before the answer there is no credit to renew: the first comes with it.
+        if state.stage == Stage::Opening {
+            return;
+        }
         let window = u64::from(state.window_bytes);
         let Some(recv) = state.recv.get_mut(&stream) else { return };
         recv.consumed = recv.consumed.saturating_add(bytes as u64).min(recv.offset);

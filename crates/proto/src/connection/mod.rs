@@ -604,6 +604,7 @@ impl Connection {
         self.state = State::Closed;
         self.partial_open = None;
         self.reader = FrameReader::new(Phase::Jobs);
+        self.abandoned.clear();
         if error == ConnectionError::LocallyClosed {
             // What is queued still leaves, but nobody is told any more that there is room again.
             let streams = self.channels.values_mut().flat_map(|channel| channel.send.values_mut());
