@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -65,26 +65,36 @@ impl Input {
             // client must not go on reading its own stdin for nobody.
             return self.poll_closed(context);
         }
-        loop {
+        // First without asking: the readiness of a pipe with room may have been taken back while
+        // nothing was to be written, and the kernel tells no second time.
+        let mut written = self.write_some(pipe);
+        while matches!(&written, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
             let Ok(mut guard) = ready!(pipe.poll_write_ready(context)) else {
                 return Poll::Pending;
             };
-            let slices: Vec<io::IoSlice<'_>> =
-                self.queue.iter().take(64).map(|bytes| io::IoSlice::new(bytes)).collect();
-            match guard.try_io(|pipe| Ok(rustix::io::writev(pipe.get_ref(), &slices)?)) {
-                Err(_would_block) => {}
-                Ok(Ok(count)) => {
-                    self.advance(count);
-                    self.close_if_done();
-                    return Poll::Ready(Taken::Bytes(count));
-                }
-                // EPIPE is no error of the job: it reads no more, that is all.
-                Ok(Err(_)) => {
-                    self.close();
-                    return Poll::Ready(Taken::Closed);
-                }
+            if let Ok(result) = guard.try_io(|pipe| self.write_some(pipe.get_ref())) {
+                written = result;
             }
         }
+        Poll::Ready(match written {
+            Ok(count) => {
+                self.advance(count);
+                self.close_if_done();
+                Taken::Bytes(count)
+            }
+            // EPIPE is no error of the job: it reads no more, that is all.
+            Err(_) => {
+                self.close();
+                Taken::Closed
+            }
+        })
+    }
+
+    /// One write of as much as the pipe takes.
+    fn write_some(&self, pipe: impl AsFd) -> io::Result<usize> {
+        let slices: Vec<io::IoSlice<'_>> =
+            self.queue.iter().take(64).map(|bytes| io::IoSlice::new(bytes)).collect();
+        Ok(rustix::io::retry_on_intr(|| rustix::io::writev(&pipe, &slices))?)
     }
 
     /// Ready when the reading end is gone, which epoll reports for a writing end as an error.
@@ -126,4 +136,45 @@ fn reader_is_gone(pipe: &OwnedFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
         && polled.iter().any(|polled| polled.revents().contains(PollFlags::ERR))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn input_that_comes_after_a_pause_is_written() {
+        let afar_sys::pipe::ChildPipe { ours, childs } = afar_sys::pipe::pipe_to_child().unwrap();
+        let mut input = Input::new(Some(ours)).unwrap();
+        // Nothing is to be written, and the pipe has room: its readiness is taken back.
+        poll_fn(|context| {
+            assert_eq!(input.poll_write(context), Poll::Pending);
+            Poll::Ready(())
+        })
+        .await;
+        tokio::task::yield_now().await;
+        input.push(Bytes::from_static(b"late"));
+        let written = poll_fn(|context| Poll::Ready(input.poll_write(context))).await;
+        assert_eq!(written, Poll::Ready(Taken::Bytes(4)));
+        input.end();
+        let mut read = String::new();
+        std::fs::File::from(childs).read_to_string(&mut read).unwrap();
+        assert_eq!(read, "late");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_goes_away_is_noticed_with_nothing_to_write() {
+        let afar_sys::pipe::ChildPipe { ours, childs } = afar_sys::pipe::pipe_to_child().unwrap();
+        let mut input = Input::new(Some(ours)).unwrap();
+        let mut childs = Some(childs);
+        let closed = poll_fn(|context| {
+            let polled = input.poll_write(context);
+            drop(childs.take());
+            polled
+        });
+        assert_eq!(closed.await, Taken::Closed);
+    }
 }
