@@ -1,4 +1,4 @@
-//! Errors of a connection, sorted by who is to blame for them.
+//! Errors of a connection, sorted by who is to blame for them (`W-8.1`).
 
 use crate::frame::Kind;
 use crate::message::Goodbye;
@@ -21,7 +21,7 @@ pub enum ConnectionError {
     /// The peer said goodbye.
     #[error("the peer closed the connection: {0}")]
     PeerClosed(Goodbye),
-    /// The bytes ended without a goodbye: the link was cut, or the peer was killed.
+    /// The bytes ended without a goodbye: the link was cut, or the peer was killed (`W-8.4`).
     #[error("the connection was cut")]
     Cut,
     /// Nothing arrived for longer than the peer could have been silent (`W-9.17`), or a deadline of

@@ -1,4 +1,4 @@
-//! Frames: the fixed header, and the reader that makes frames of a stream of bytes (`W-2`).
+//! Frames: the fixed header, and the reader that makes frames of a stream of bytes (`W-1`, `W-2`).
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -152,7 +152,7 @@ impl Header {
     }
 }
 
-/// One whole frame.
+/// One whole frame: all that there is on the wire (`W-1.1`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// What the frame is.
@@ -220,7 +220,7 @@ impl Phase {
 /// Makes frames of a stream of bytes, however it was split or merged on its way (`W-1.3`).
 ///
 /// It holds at most one frame that is not whole yet, plus what one call of [`FrameReader::push`]
-/// brought. A stated length is held against its limit before room is made for it.
+/// brought. A stated length is held against its limit before room is made for it (`W-1.2`).
 #[derive(Debug)]
 pub struct FrameReader {
     phase: Phase,

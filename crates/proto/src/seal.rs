@@ -2,7 +2,7 @@
 
 use crate::outcome::StreamSeal;
 
-/// Counts and hashes the bytes of one stream, in order.
+/// Counts and hashes the bytes of one stream, in order, however many there will be (`W-1.4`).
 #[derive(Clone, Debug, Default)]
 pub struct Sealer {
     bytes: u64,

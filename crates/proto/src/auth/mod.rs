@@ -1,7 +1,7 @@
 //! Hellos and authentication, without I/O, for both roles (`W-4`).
 //!
 //! TLS is ended elsewhere; what is here sees its plaintext. Nothing of a job is parsed: what comes
-//! behind an accepted AUTH is handed out as bytes, and behind a refused one it is thrown away.
+//! behind an accepted AUTH is handed out as bytes (`W-3.1`), and behind a refused one it is thrown away.
 
 mod initiator;
 mod responder;

@@ -88,6 +88,7 @@ impl Connection {
         Ok(())
     }
 
+    /// The answer has the same bytes (`W-8.2`).
     fn handle_ping(&mut self, frame: &Frame) -> Handled {
         if frame.payload.len() != 8 {
             return Err(malformed(frame, "a PING carries eight bytes"));
@@ -290,6 +291,7 @@ impl Connection {
         }
         let length = bytes.len() as u64;
         if length > recv.granted.saturating_sub(recv.offset) {
+            // What was not granted was not to be sent (`W-6.4`).
             return Err("data beyond the window");
         }
         if bytes.is_empty() {
@@ -306,6 +308,7 @@ impl Connection {
         Ok(())
     }
 
+    /// The end says the length, so that nothing can be missing before it (`W-6.3`).
     fn handle_end(&mut self, frame: &Frame) -> Handled {
         let stream = self.incoming_stream(frame)?;
         let total = u64_payload(frame)?;
@@ -356,6 +359,7 @@ impl Connection {
         Ok(())
     }
 
+    /// What is acknowledged was sent, and stays acknowledged (`W-6.6`).
     fn handle_ack(&mut self, frame: &Frame) -> Handled {
         let stream = self.outgoing_stream(frame)?;
         let offset = u64_payload(frame)?;
@@ -374,6 +378,7 @@ impl Connection {
         Ok(())
     }
 
+    /// The peer wants no more of a stream (`W-6.8`).
     fn handle_stop(&mut self, frame: &Frame) -> Handled {
         let stream = self.outgoing_stream(frame)?;
         if !frame.payload.is_empty() {

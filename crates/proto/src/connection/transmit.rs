@@ -1,4 +1,5 @@
-//! What leaves next: control frames first, then the channels in turn, small ones ahead of bulk.
+//! What leaves next: control frames first, then the channels in turn, small ones ahead of bulk
+//! (`W-6.9`).
 
 use std::collections::{BTreeMap, VecDeque};
 

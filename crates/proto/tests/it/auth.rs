@@ -35,7 +35,7 @@ fn assert_fails(bytes: &[u8]) -> Misbehaviour {
     misbehaviour.clone()
 }
 
-/// W-4.1, W-4.2, W-4.3, W-4.6: the hellos cross, AUTH is answered, jobs follow at once.
+/// W-3.1, W-4.1, W-4.2, W-4.3, W-4.6: the hellos cross, AUTH is answered, jobs follow at once.
 #[test]
 fn an_accepted_client_goes_on_with_what_it_pipelined() {
     let mut pair = AuthPair::greeted();

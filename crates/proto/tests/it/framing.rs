@@ -15,7 +15,7 @@ fn read(phase: Phase, bytes: &[u8]) -> Result<Option<Kind>, Misbehaviour> {
     reader.next_frame().map(|frame| frame.map(|frame| frame.kind))
 }
 
-/// W-2.1, W-2.4: the header is twelve bytes, and every kind has its number.
+/// W-1.1, W-2.1, W-2.4: the header is twelve bytes, and every kind has its number.
 #[test]
 fn every_kind_is_read_as_what_it_is() {
     for kind in Kind::ALL {
@@ -216,4 +216,30 @@ fn fault_26_a_stated_count_allocates_nothing() {
     responder.handle_input(afar_proto::Instant::ZERO, &bytes);
     let event = responder.poll_event();
     assert!(matches!(event, Some(afar_proto::auth::ResponderEvent::Failed(_))), "{event:?}");
+}
+
+/// W-4.8: the grant goes first on the way to a supervisor, and part 2 begins right behind it.
+#[test]
+fn what_is_behind_the_grant_is_for_the_connection() {
+    let hello = frame(Kind::JobHello, 0, 0, br#"{"version":1}"#);
+    let bytes = [frame(Kind::Grant, 0, 0, b"{}"), hello].concat();
+    for split in 0..=bytes.len() {
+        let (before, after) = bytes.split_at(split);
+        let mut reader = FrameReader::new(Phase::Grant);
+        let mut rest = Vec::new();
+        reader.push(before);
+        let mut grant = reader.next_frame().unwrap();
+        match grant {
+            Some(_) => rest.extend_from_slice(after),
+            None => {
+                reader.push(after);
+                grant = reader.next_frame().unwrap();
+            }
+        }
+        assert_eq!(grant.map(|grant| grant.kind), Some(Kind::Grant));
+        let mut lone = Lone::silent(Role::Server, afar_proto::Config::default());
+        lone.input(&reader.into_rest());
+        lone.input(&rest);
+        assert!(matches!(lone.events()[..], [afar_proto::Event::Ready(_)]), "split at {split}");
+    }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use afar_proto::connection::Stream;
+use afar_proto::connection::{Stream, Verdict};
 use afar_proto::frame::{Frame, FrameReader, Kind, Phase};
 use afar_proto::message::{Command, OpenSpec};
-use afar_proto::{ChannelId, Connection};
+use afar_proto::{ChannelId, Connection, Event};
 use bytes::Bytes;
 
 use crate::rig::pair::Pair;
@@ -115,6 +115,28 @@ fn a_sealed_channel_takes_no_more() {
     let mut server = pair.server.channel(channel).unwrap();
     assert_eq!(server.writable(Stream::Stdout), 0);
     assert!(server.write(Stream::Stdout, 0, Bytes::from_static(b"x")).is_err());
+}
+
+/// W-7.5: what another process holds open is ended where it is, and the seal says so.
+#[test]
+fn a_stream_that_is_left_open_is_ended_by_the_seal() {
+    let mut pair = Pair::new();
+    let channel = pair.open(&samples::spec("daemon"));
+    fill(&mut pair, channel, 3);
+    let mut server = pair.server.channel(channel).unwrap();
+    server.finish(Stream::Stderr);
+    server.exit(&samples::exited(0));
+    let stdout = samples::sealer_of(&[0; 3]).seal(false);
+    let stderr = samples::sealer_of(b"").seal(true);
+    let mut seal = samples::seal_of([("stdout", stdout), ("stderr", stderr)]);
+    seal.streams_left_open = true;
+    server.seal(&seal);
+    pair.drive();
+    let events = pair.client_events();
+    let ended = |stream| events.contains(&Event::End { channel, stream });
+    assert!(ended(Stream::Stdout) && ended(Stream::Stderr));
+    let expected = Event::Seal { channel, seal: Box::new(seal), verdict: Verdict::Whole };
+    assert_eq!(events.last(), Some(&expected));
 }
 
 /// W-5.5: megabytes of a request delay nobody's keystroke.
