@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::message::{Command, JobId};
+use crate::message::{Command, JobId, Opened};
 
 fn spec() -> OpenSpec {
     OpenSpec {
