@@ -309,6 +309,17 @@ impl Running {
         read
     }
 
+    /// With [`Sink::Digest`]: reads until so many bytes have come in all, or stdout has ended.
+    ///
+    /// # Panics
+    /// The deadline passes.
+    #[track_caller]
+    pub fn digest_until(&mut self, bytes: u64) {
+        while self.digesting.as_ref().is_some_and(|digesting| digesting.bytes() < bytes)
+            && self.read_stdout()
+        {}
+    }
+
     /// Waits until its stderr holds `text`.
     ///
     /// # Panics

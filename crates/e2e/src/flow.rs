@@ -104,6 +104,10 @@ pub(crate) struct Digesting {
 }
 
 impl Digesting {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     pub(crate) fn finish(&self) -> Digest {
         Digest { bytes: self.bytes, blake3: self.hasher.finalize().to_hex().to_string() }
     }

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use crate::binary::{self, profile_directory};
 use crate::client::Run;
 use crate::fail;
+use crate::fifo::Fifo;
 
 /// A home with an ed25519 key in `.ssh/id_ed25519`, and nothing else. Removed when dropped.
 #[derive(Debug)]
@@ -62,6 +63,15 @@ impl Home {
         let mut file = options.open(&path).expect("the test's directory can be written");
         file.write_all(contents.as_ref()).expect("the disk has room");
         path
+    }
+
+    /// Makes a named pipe.
+    ///
+    /// # Panics
+    /// It can't be made.
+    #[must_use]
+    pub fn fifo(&self, name: &str) -> Fifo {
+        Fifo::new(self.file(name))
     }
 
     /// Makes an ed25519 key without a passphrase at `name` (and `name.pub`), and returns its path.

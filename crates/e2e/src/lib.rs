@@ -31,6 +31,7 @@
 mod binary;
 mod client;
 mod deadline;
+mod fifo;
 mod flow;
 mod home;
 mod host;
@@ -43,6 +44,7 @@ mod sshd;
 pub use binary::{afar, is_release};
 pub use client::{Output, Run, Running};
 pub use deadline::{DEADLINE, Deadline};
+pub use fifo::Fifo;
 pub use flow::{Digest, Random, Sink, Source};
 pub use home::Home;
 pub use host::{Host, HostBuilder};
