@@ -139,7 +139,7 @@ impl ChannelState {
 /// Why bytes were not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
-    /// More than [`Channel::writable`] said.
+    /// More than the peer has granted credit for.
     #[error("more bytes than the stream takes now")]
     Blocked,
     /// The stream was finished, or this side does not send it.
@@ -196,11 +196,12 @@ impl Channel<'_> {
     ) -> Result<(), WriteError> {
         let id = self.id.0;
         let Some(state) = self.state() else { return Err(WriteError::NotOpen) };
-        let writable = state.writable(stream);
         let Some(send) = state.send.get_mut(&stream).filter(|send| !send.finished) else {
             return Err(WriteError::NotOpen);
         };
-        if bytes.len() as u64 > writable {
+        // Only the peer's credit is a rule; the bound of the queue is ours, and what was promised
+        // to a writer before another stream filled the queue is still taken.
+        if bytes.len() as u64 > send.limit.saturating_sub(send.offset) {
             return Err(WriteError::Blocked);
         }
         while !bytes.is_empty() {

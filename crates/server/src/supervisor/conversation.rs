@@ -15,7 +15,7 @@ use afar_proto::{Config, Connection};
 use afar_sys::signals::Signal;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::job::{FromJob, ToJob, start};
+use super::job::{Allowance, FromJob, ToJob, start};
 use super::request::prepare;
 use super::{Supervisor, TakenId};
 
@@ -23,11 +23,15 @@ use super::{Supervisor, TakenId};
 /// not cost a message for every read.
 const TOP_UP_BYTES: usize = 64 * 1024;
 
+/// For each of so many bytes of room, one piece is allowed: output that comes in smaller pieces is
+/// read no further ahead than 1,024 of them.
+const BYTES_PER_PIECE: usize = 1024;
+
 /// What a conversation knows of a job that it started.
 struct Running {
     commands: UnboundedSender<ToJob>,
-    /// Bytes of each output stream that the job may read and has not handed over yet.
-    allowed: BTreeMap<Stream, usize>,
+    /// What the job may read of each output stream and has not handed over yet.
+    allowed: BTreeMap<Stream, Allowance>,
     /// The id is taken until this is dropped.
     _id: TakenId,
     /// Whether the client still has the channel.
@@ -190,9 +194,15 @@ impl Conversation {
         let Some(mut handle) = self.driver.connection().channel(channel) else { return };
         let room = handle.writable(stream);
         let allowed = running.allowed.entry(stream).or_default();
-        let more = room.saturating_sub(*allowed);
-        if more >= TOP_UP_BYTES || (*allowed == 0 && more > 0) {
-            *allowed += more;
+        let pieces = if room == 0 { 0 } else { (room / BYTES_PER_PIECE).max(1) };
+        let more = Allowance {
+            bytes: room.saturating_sub(allowed.bytes),
+            pieces: pieces.saturating_sub(allowed.pieces),
+        };
+        let used_up = allowed.bytes == 0 || allowed.pieces == 0;
+        let worth_it = more.bytes >= TOP_UP_BYTES || more.pieces >= TOP_UP_BYTES / BYTES_PER_PIECE;
+        if more != Allowance::default() && (used_up || worth_it) {
+            allowed.add(more);
             let _ = running.commands.send(ToJob::Allow(stream, more));
         }
     }
@@ -211,7 +221,7 @@ impl Conversation {
             FromJob::Output { stream, clock_us, bytes } => {
                 let count = bytes.len();
                 if let Some(allowed) = running.allowed.get_mut(&stream) {
-                    *allowed = allowed.saturating_sub(count);
+                    allowed.take(count);
                 }
                 if let Err(error) = channel.write(stream, clock_us, bytes) {
                     // The allowance keeps within the room, so this is a fault of ours; a byte must

@@ -34,6 +34,29 @@ pub const DRAIN_SILENCE: Duration = Duration::from_millis(250);
 /// Time after which it counts as over even if it is not silent (`W-7.5`).
 pub const DRAIN_MAX: Duration = Duration::from_secs(2);
 
+/// How much of a stream may be read: bytes, and pieces, because a million single bytes take far
+/// more memory on their way than their sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Allowance {
+    pub(super) bytes: usize,
+    pub(super) pieces: usize,
+}
+
+impl Allowance {
+    const UNBOUNDED: Self = Self { bytes: usize::MAX, pieces: usize::MAX };
+
+    pub(super) fn add(&mut self, more: Self) {
+        self.bytes = self.bytes.saturating_add(more.bytes);
+        self.pieces = self.pieces.saturating_add(more.pieces);
+    }
+
+    /// Takes one piece of so many bytes off.
+    pub(super) fn take(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.pieces = self.pieces.saturating_sub(1);
+    }
+}
+
 /// What a conversation tells a job.
 #[derive(Debug)]
 pub(super) enum ToJob {
@@ -41,8 +64,8 @@ pub(super) enum ToJob {
     Input(Bytes),
     /// The end of its stdin.
     InputEnd,
-    /// So many more bytes of a stream may be read.
-    Allow(Stream, usize),
+    /// So much more of a stream may be read.
+    Allow(Stream, Allowance),
     /// Nobody wants more of a stream.
     Stop(Stream),
     /// A signal for its process group.
@@ -148,9 +171,9 @@ impl Job {
         match command {
             ToJob::Input(bytes) => self.input.push(bytes),
             ToJob::InputEnd => self.input.end(),
-            ToJob::Allow(stream, bytes) => {
+            ToJob::Allow(stream, more) => {
                 if let Some(output) = self.output(stream) {
-                    output.allow(bytes);
+                    output.allow(more);
                 }
             }
             ToJob::Stop(stream) => {
@@ -168,7 +191,7 @@ impl Job {
                 for output in &mut self.outputs {
                     // Read on, for nobody: a job that handles TERM may have things to say on its
                     // way out, and must not hang in a full pipe instead.
-                    output.allow(usize::MAX);
+                    output.allow(Allowance::UNBOUNDED);
                 }
                 if self.exit.is_none() {
                     self.ending.begin(Cause::Cancelled);

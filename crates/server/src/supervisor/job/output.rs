@@ -12,6 +12,8 @@ use bytes::Bytes;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::Allowance;
+
 /// Most bytes of one read.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -36,8 +38,8 @@ pub(super) struct Output {
     /// `Some` until the end was read, or nobody wants more.
     pipe: Option<AsyncFd<OwnedFd>>,
     sealer: Sealer,
-    /// Bytes that may be read now.
-    allowance: usize,
+    /// What may be read now.
+    allowance: Allowance,
     /// Whether the end was read.
     complete: bool,
     /// Bytes that were in the pipe when the process ended, and have not been read since: they may
@@ -61,7 +63,7 @@ impl Output {
             stream,
             pipe,
             sealer: Sealer::new(),
-            allowance: 0,
+            allowance: Allowance::default(),
             complete,
             owed: 0,
             bulk: false,
@@ -72,8 +74,8 @@ impl Output {
         self.stream
     }
 
-    pub(super) fn allow(&mut self, bytes: usize) {
-        self.allowance = self.allowance.saturating_add(bytes);
+    pub(super) fn allow(&mut self, more: Allowance) {
+        self.allowance.add(more);
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -82,7 +84,7 @@ impl Output {
 
     /// Whether the reader has no room: then silence says nothing about the writers.
     pub(super) fn is_held_back(&self) -> bool {
-        self.allowance == 0
+        self.allowance.bytes == 0 || self.allowance.pieces == 0
     }
 
     /// Whether everything that the process can have written before its end was read.
@@ -117,10 +119,10 @@ impl Output {
     /// wake the task, its caller polls again.
     pub(super) fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Piece> {
         let Some(pipe) = &self.pipe else { return Poll::Pending };
-        let read_bytes = self.allowance.min(READ_BYTES);
-        if read_bytes == 0 {
+        if self.is_held_back() {
             return Poll::Pending;
         }
+        let read_bytes = self.allowance.bytes.min(READ_BYTES);
         loop {
             let mut guard = match ready!(pipe.poll_read_ready(context)) {
                 Ok(guard) => guard,
@@ -153,7 +155,7 @@ impl Output {
     /// Counts and hashes what was read.
     fn took(&mut self, bytes: &Bytes) {
         self.sealer.update(bytes);
-        self.allowance = self.allowance.saturating_sub(bytes.len());
+        self.allowance.take(bytes.len());
         self.owed = self.owed.saturating_sub(bytes.len() as u64);
         if bytes.len() == READ_BYTES
             && !self.bulk
