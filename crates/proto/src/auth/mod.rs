@@ -35,3 +35,6 @@ pub enum AuthError {
     #[error("authentication took too long")]
     TimedOut,
 }
+
+#[cfg(test)]
+mod tests;
