@@ -310,9 +310,10 @@ fn nothing_is_written_that_is_not_taken() {
     let mut client = pair.client.channel(channel).unwrap();
     assert_eq!(client.write(Stream::Stdin, 0, Bytes::new()), Err(WriteError::NotOpen));
     let mut server = pair.server.channel(channel).unwrap();
-    let writable = server.writable(Stream::Stderr);
-    let blocked = server.write(Stream::Stderr, 0, vec![0; writable + 1].into());
+    let credit = WINDOW_BYTES_INITIAL as usize;
+    let blocked = server.write(Stream::Stderr, 0, vec![0; credit + 1].into());
     assert_eq!(blocked, Err(WriteError::Blocked));
+    assert_eq!(server.write(Stream::Stderr, 0, vec![0; credit].into()), Ok(()));
     server.finish(Stream::Stderr);
     assert_eq!(server.writable(Stream::Stderr), 0);
     let finished = server.write(Stream::Stderr, 0, Bytes::new());

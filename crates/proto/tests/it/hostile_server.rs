@@ -110,7 +110,11 @@ fn fault_88_an_outcome_of_a_job_that_was_not_started_is_refused() {
     // Started, and now it was not.
     let end = End::NotStarted { reason: "not_found".into() };
     let (mut lone, _) = Lone::client_with_job();
-    lone.input(&exit_frame(&ExitReport { end, receipt: samples::receipt() }));
+    lone.input(&exit_frame(&ExitReport { end: end.clone(), receipt: samples::receipt() }));
+    assert!(matches!(lone.assert_misbehaved(), Misbehaviour::Malformed { .. }));
+    let (mut lone, _) = Lone::client_with_job();
+    lone.input(&exit_frame(&samples::exited(0)));
+    lone.input(&seal_frame(&Seal { end, ..samples::seal(&empty, &empty) }));
     assert!(matches!(lone.assert_misbehaved(), Misbehaviour::Malformed { .. }));
 }
 
