@@ -166,9 +166,14 @@ impl Dispatcher {
         }
     }
 
-    fn with_job(&mut self, id: ChannelId, act: impl FnOnce(&mut Channel<'_>, &mut JobState)) {
-        if let Some(key) = self.jobs.keys.get(&id) {
-            self.with_channel(*key, act);
+    /// An event may be about a channel that is closed by now: what arrived with it in one read has
+    /// been handled before it was told. So there may be no channel to act on, and the event counts
+    /// all the same.
+    fn with_job(&mut self, id: ChannelId, act: impl FnOnce(Option<Channel<'_>>, &mut JobState)) {
+        if let Some(key) = self.jobs.keys.get(&id)
+            && let Some((_, state)) = self.jobs.states.get_mut(key)
+        {
+            act(self.driver.connection().channel(id), state);
         }
     }
 
@@ -184,13 +189,19 @@ impl Dispatcher {
             }
             Event::End { channel, stream } => self.jobs.tell(channel, JobEvent::OutputEnd(stream)),
             Event::Writable { channel, stream: Stream::Stdin } => {
-                self.with_job(channel, |channel, state| state.pump_stdin(channel));
+                self.with_job(channel, |channel, state| {
+                    if let Some(mut channel) = channel {
+                        state.pump_stdin(&mut channel);
+                    }
+                });
             }
             Event::Stopped { channel, stream: Stream::Stdin } => {
                 self.with_job(channel, |channel, state| {
                     state.stdin.clear();
                     state.wires.stdin_room.close();
-                    channel.finish(Stream::Stdin);
+                    if let Some(mut channel) = channel {
+                        channel.finish(Stream::Stdin);
+                    }
                     state.tell(JobEvent::StdinClosed);
                 });
             }
@@ -218,10 +229,11 @@ impl Dispatcher {
         self.with_job(id, |channel, state| {
             state.opened = Some(opened.clone());
             state.tell(JobEvent::Started(opened));
+            let Some(mut channel) = channel else { return };
             for name in std::mem::take(&mut state.signals) {
                 channel.signal(&name);
             }
-            state.pump_stdin(channel);
+            state.pump_stdin(&mut channel);
         });
     }
 }

@@ -109,21 +109,29 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let supervisor = self.supervisor();
-        // A child that is gone already needs no more than to be waited for.
+        // Children before parents, so that each is reaped by who has started it.
+        if let Some(supervisor) = self.supervisor() {
+            // The client is gone, so the supervisor is ending what it has left running.
+            let deadline = Instant::now() + JOBS_TIMEOUT;
+            while !self.left_behind
+                && !descendants(supervisor).is_empty()
+                && Instant::now() < deadline
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            for process in descendants(supervisor) {
+                end(process, Signal::KILL);
+            }
+            end(supervisor, Signal::TERM);
+        }
+        if let Ok(server) = i32::try_from(self.child.id())
+            && let Some(server) = Pid::from_raw(server)
+        {
+            end(server, Signal::TERM);
+        }
+        // It is gone, or was killed: this only reaps it.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let Some(supervisor) = supervisor else { return };
-        // With its listener gone, the supervisor ends what the client has left running.
-        let deadline = Instant::now() + JOBS_TIMEOUT;
-        while !self.left_behind && !descendants(supervisor).is_empty() && Instant::now() < deadline
-        {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        for process in descendants(supervisor) {
-            end(process, Signal::KILL);
-        }
-        end(supervisor, Signal::TERM);
     }
 }
 
