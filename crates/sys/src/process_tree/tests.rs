@@ -1,3 +1,5 @@
+//! Tests of finding and signalling a tree of processes.
+
 use super::*;
 use crate::child::ExitStatus;
 use crate::rig::{Running, alone, until_readable};

@@ -1,3 +1,5 @@
+//! Tests of the search for programs and the diagnosis of failures.
+
 use super::*;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;

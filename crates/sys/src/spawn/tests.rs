@@ -1,3 +1,5 @@
+//! Tests of what a started process inherits, and what it does not.
+
 use super::*;
 use crate::child::ExitStatus;
 use crate::exec_strings::{exec_string, exec_strings};
