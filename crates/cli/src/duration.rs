@@ -13,6 +13,8 @@ const SECONDS_MAX: f64 = 3.2e9;
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let number_end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, unit) = text.split_at(number_end);
+    let number: f64 =
+        number.parse().map_err(|_| "a number and a unit are wanted, such as 30s".to_owned())?;
     let factor = match unit {
         "" => 1.0,
         unit => UNITS
@@ -21,8 +23,6 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
             .map(|(_, factor)| *factor)
             .ok_or_else(|| format!("\"{unit}\" is none of the units ms, s, m, h and d"))?,
     };
-    let number: f64 =
-        number.parse().map_err(|_| "a number and a unit are wanted, such as 30s".to_owned())?;
     let seconds = number * factor;
     if !(seconds > 0.0 && seconds <= SECONDS_MAX) {
         return Err("it must be longer than zero and at most a hundred years".to_owned());

@@ -15,8 +15,10 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use clap::error::ErrorKind;
 
 use crate::args::{Cli, Command};
+use crate::console::say;
 use crate::exit::Exit;
 
 fn main() -> ExitCode {
@@ -42,7 +44,57 @@ fn dispatch(argv: Vec<OsString>) -> Exit {
 
 /// Help was asked for, or the arguments can't be read: the one goes to stdout and is no failure.
 fn usage(error: &clap::Error) -> Exit {
+    if error.use_stderr() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        say(&usage_line(&error.render().to_string()));
+        return Exit::Failed;
+    }
     // Whoever closed the stream does not want to read it.
     let _ = error.print();
     if error.use_stderr() { Exit::Failed } else { Exit::Status(0) }
+}
+
+/// What is wrong with the arguments, as one line like every other error; the paragraphs of the
+/// parser's text are joined, and the usage at its end is left to `--help`.
+fn usage_line(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let mut line = String::from("usage: ");
+    let mut paragraph_ended = false;
+    for part in text.lines().map(str::trim) {
+        if part.starts_with("Usage:") || part.starts_with("For more information") {
+            break;
+        }
+        if part.is_empty() {
+            paragraph_ended = true;
+            continue;
+        }
+        if !line.ends_with(' ') {
+            line.push_str(if paragraph_ended { "; " } else { " " });
+        }
+        line.push_str(part);
+        paragraph_ended = false;
+    }
+    line.push_str("; nothing was started; see --help");
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(argv: &[&str]) -> String {
+        usage_line(&Cli::try_parse_from(argv).unwrap_err().render().to_string())
+    }
+
+    #[test]
+    fn a_usage_error_is_one_line() {
+        assert_eq!(
+            line(&["afar", "run", "host", "--fanuot", "ls"]),
+            "usage: unexpected argument '--fanuot' found; tip: to pass '--fanuot' as a value, use \
+             '-- --fanuot'; nothing was started; see --help"
+        );
+        let missing = line(&["afar", "run"]);
+        assert!(missing.contains("<TARGET>") && !missing.contains('\n'), "{missing}");
+        let bad = line(&["afar", "run", "--timeout", "soon", "host", "true"]);
+        assert!(bad.contains("--timeout") && bad.contains("such as 30s"), "{bad}");
+    }
 }

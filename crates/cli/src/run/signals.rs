@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, Read as _};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,9 @@ const INTERRUPTS_TO_LEAVE: usize = 3;
 
 /// The time for that.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+
+/// Enough of `/proc/self/status` for the line about ignored signals; the file comes in one read.
+const STATUS_BYTES: usize = 8192;
 
 /// The signals that are passed on.
 const FORWARDED: [Signal; 6] =
@@ -115,8 +118,10 @@ impl Decision {
 /// The signals that this process ignores, as it was started (proc_pid_status(5)); none if that
 /// can't be read.
 fn ignored_signals() -> Vec<Signal> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    parse_ignored(&status)
+    let mut buffer = [0; STATUS_BYTES];
+    let read = std::fs::File::open("/proc/self/status").and_then(|mut file| file.read(&mut buffer));
+    let status = buffer.get(..read.unwrap_or(0)).unwrap_or_default();
+    parse_ignored(&String::from_utf8_lossy(status))
 }
 
 fn parse_ignored(status: &str) -> Vec<Signal> {
