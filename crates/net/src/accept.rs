@@ -284,9 +284,11 @@ impl Entrance {
 
     async fn read_once(&mut self) -> Result<(), AcceptError> {
         let Self { transport, responder, clock, .. } = self;
-        let now = clock.now();
         let read = poll_fn(|context| {
-            transport.poll_read(context, &mut |bytes| responder.handle_input(now, bytes))
+            // The time of arrival, not that at which the wait began: the delay of a refusal counts
+            // from here, and would be over already for a client that took its time.
+            let mut sink = |bytes: &[u8]| responder.handle_input(clock.now(), bytes);
+            transport.poll_read(context, &mut sink)
         });
         match read.await {
             Ok(Read::Progress) => Ok(()),

@@ -162,7 +162,7 @@ async fn when_no_key_is_accepted_none_is_used() {
     assert!(matches!(client, Err(LoginError::NoKeyAccepted)), "{client:?}");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn keys_that_do_not_fit_one_query_are_asked_about_in_the_next() {
     let candidates: Vec<(Signer, Vec<u8>)> = (0..64).map(|_| key()).collect();
     let keys = Keys { accepted: vec![candidates[63].1.clone()], ..Keys::default() };
@@ -175,7 +175,7 @@ async fn keys_that_do_not_fit_one_query_are_asked_about_in_the_next() {
     assert_eq!(*keys.queries.lock().unwrap(), 2);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn more_keys_than_can_be_asked_about_are_an_end_and_no_wait() {
     let candidates: Vec<Candidate> = (0..300).map(|_| Candidate::Usable(key().0)).collect();
     let keys = Keys::default();

@@ -147,8 +147,11 @@ impl Transport for TlsTransport {
                     };
                     let bytes = buffer.get(..count).unwrap_or_default();
                     self.failed = self.decrypt(bytes, &mut sink).err();
-                    // During the handshake there is progress without plaintext.
-                    handed_out || self.tls.is_handshaking() || self.tls.wants_write()
+                    // During the handshake there is progress without plaintext. A failure is none,
+                    // though it may have an alert to be written: told at once, it is not mistaken
+                    // for something to go on with.
+                    let progress = self.tls.is_handshaking() || self.tls.wants_write();
+                    handed_out || (self.failed.is_none() && progress)
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
                 Err(error) => {
