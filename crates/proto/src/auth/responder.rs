@@ -162,6 +162,9 @@ impl Responder {
             }
             State::Accepted | State::Done => {}
             _ if now >= self.deadline => {
+                let message = "authentication took too long".to_owned();
+                let goodbye = Goodbye { code: GoodbyeCode::Timeout, message };
+                self.push(Kind::Goodbye, json::to_vec(&goodbye));
                 self.end(ResponderEvent::Failed(AuthError::TimedOut));
             }
             _ => {}
