@@ -293,6 +293,14 @@ impl FrameReader {
         Ok(())
     }
 
+    /// Gives the memory back that earlier, larger frames needed. For idle times: a busy reader
+    /// would only ask for it again.
+    pub fn release(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+    }
+
     /// Bytes that were pushed and belong to no frame that was handed out.
     #[must_use]
     pub fn buffered(&self) -> usize {
@@ -304,5 +312,25 @@ impl FrameReader {
     #[must_use]
     pub fn into_rest(self) -> Bytes {
         self.buffer.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_reader_holds_no_memory_and_a_busy_one_loses_nothing() {
+        let frame = Frame::control(Kind::Open, vec![0; 60_000]).to_bytes();
+        let mut reader = FrameReader::new(Phase::Jobs);
+        reader.push(&frame);
+        assert!(matches!(reader.next_frame(), Ok(Some(_))));
+        reader.release();
+        assert_eq!(reader.buffer.capacity(), 0);
+        let (before, after) = frame.split_at(30_000);
+        reader.push(before);
+        reader.release();
+        reader.push(after);
+        assert!(matches!(reader.next_frame(), Ok(Some(_))));
     }
 }

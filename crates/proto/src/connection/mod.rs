@@ -267,6 +267,7 @@ impl Connection {
             self.end(ConnectionError::TimedOut);
         } else if !self.ping_sent && now >= self.last_input.after(self.config.keepalive_interval) {
             self.ping_sent = true;
+            self.reader.release();
             let token = now.as_micros().to_be_bytes();
             self.outbox.push_control(&Frame::control(Kind::Ping, token.to_vec()));
         }

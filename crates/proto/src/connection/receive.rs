@@ -16,7 +16,6 @@ use crate::limits::{
 };
 use crate::message::{Attach, Attached, Goodbye, GoodbyeCode, JobHello, OpenSpec, Refused, Reset};
 use crate::outcome::{End, ExitReport, Phase, RefusalReason, Seal, Started};
-use crate::seal::Sealer;
 
 type Handled = Result<(), Misbehaviour>;
 
@@ -156,7 +155,8 @@ impl Connection {
         }
         match &event {
             Event::Open { spec, .. } if spec.stdin => {
-                let resume = ResumeStream { offset: 0, sealer: Some(Sealer::new()) };
+                // No seal speaks of stdin, so nothing of it is hashed.
+                let resume = ResumeStream { offset: 0, sealer: None };
                 state.recv.insert(Stream::Stdin, RecvStream::new(resume));
                 state.wants_stdin = true;
             }
