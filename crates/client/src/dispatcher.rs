@@ -95,7 +95,7 @@ impl Dispatcher {
 
     fn handle_requests(&mut self, first: Option<Request>) -> Flow {
         let mut next = first;
-        for _ in 0..REQUESTS_BATCHED {
+        for handled in 1.. {
             match next {
                 // Every handle is gone.
                 None | Some(Request::Goodbye) => {
@@ -104,6 +104,10 @@ impl Dispatcher {
                     return Flow::End;
                 }
                 Some(request) => self.handle_request(request),
+            }
+            // Before another one is taken out of the queue: what is taken has to be handled.
+            if handled == REQUESTS_BATCHED {
+                break;
             }
             match self.requests.try_recv() {
                 Ok(request) => next = Some(request),
