@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use afar_proto::Connection;
@@ -133,6 +134,10 @@ pub async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
 /// can't be overtaken by a keystroke; what it lacks leaves a fast link idle.
 pub const NOT_SENT_LOW_WATER: u32 = 256 * 1024;
 
+/// Time within which a key that asks nobody has signed; until then TLS's Finished waits to leave in
+/// one write with the signature.
+const SIGNED_AT_ONCE: Duration = Duration::from_millis(500);
+
 /// Makes TLS with the server, authenticates, and sends what `connection` has queued in the same
 /// write as TLS's Finished and AUTH, where a key can be used without asking.
 ///
@@ -167,7 +172,7 @@ pub async fn login(
         Ok(signed) => signed,
         Err(error) => {
             attempt.leave().await;
-            return Err(error.into());
+            return Err(error);
         }
     };
     attempt.initiator.authenticate(&request, &signature);
@@ -336,12 +341,12 @@ impl LoginAttempt {
     }
 
     async fn sign(
-        &self,
+        &mut self,
         login: &Login<'_>,
         signer: &Signer,
         established: &Established,
         delegate: Option<&(DelegatedKey, Duration)>,
-    ) -> Result<(Vec<u8>, Vec<u8>), SignError> {
+    ) -> Result<(Vec<u8>, Vec<u8>), LoginError> {
         let request = Initiator::request_bytes(&AuthRequest {
             user: login.user.to_owned(),
             algorithm: signer.algorithm().to_owned(),
@@ -359,7 +364,16 @@ impl LoginAttempt {
             host_key: established.host_key.blob(),
             request: &request,
         };
-        let signature = signer.sign(&transcript.to_bytes()).await?;
+        let message = transcript.to_bytes();
+        let mut signing = pin!(signer.sign(&message));
+        if let Ok(signature) = tokio::time::timeout(SIGNED_AT_ONCE, signing.as_mut()).await {
+            return Ok((request, signature?));
+        }
+        // Somebody has to touch a key, or to say yes. The server, which allows less time for TLS
+        // than for that, is told meanwhile that TLS is over.
+        self.buffer_transmit()?;
+        poll_fn(|context| self.transport.poll_flush(context)).await?;
+        let signature = signing.await?;
         Ok((request, signature))
     }
 

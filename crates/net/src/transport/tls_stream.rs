@@ -140,6 +140,7 @@ impl Transport for TlsTransport {
                     false
                 }
                 Ok(count) => {
+                    let was_handshaking = self.tls.is_handshaking();
                     let mut handed_out = false;
                     let mut sink = |plaintext: &[u8]| {
                         handed_out |= !plaintext.is_empty();
@@ -147,10 +148,11 @@ impl Transport for TlsTransport {
                     };
                     let bytes = buffer.get(..count).unwrap_or_default();
                     self.failed = self.decrypt(bytes, &mut sink).err();
-                    // During the handshake there is progress without plaintext. A failure is none,
-                    // though it may have an alert to be written: told at once, it is not mistaken
-                    // for something to go on with.
-                    let progress = self.tls.is_handshaking() || self.tls.wants_write();
+                    // During the handshake there is progress without plaintext, its end above all,
+                    // which may be followed by nothing for as long as a person looks for a key. A
+                    // failure is none, though it may have an alert to be written: told at once, it
+                    // is not mistaken for something to go on with.
+                    let progress = was_handshaking || self.tls.wants_write();
                     handed_out || (self.failed.is_none() && progress)
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
