@@ -174,7 +174,12 @@ pub struct Link {
 }
 
 impl Link {
-    fn new(socket: TcpStream, tls: impl Into<rustls::Connection>) -> Self {
+    /// TLS of any configuration over a socket.
+    ///
+    /// # Panics
+    /// The socket takes no options.
+    #[must_use]
+    pub fn new(socket: TcpStream, tls: impl Into<rustls::Connection>) -> Self {
         socket.set_nodelay(true).expect("a TCP socket takes the option");
         socket.set_read_timeout(Some(DEADLINE)).expect("a TCP socket takes the option");
         socket.set_write_timeout(Some(DEADLINE)).expect("a TCP socket takes the option");
@@ -199,6 +204,19 @@ impl Link {
             .chunks(CHUNK_BYTES)
             .all(|chunk| self.tls.writer().write_all(chunk).is_ok() && self.flush())
             && self.flush()
+    }
+
+    /// Makes a client's handshake up to its Finished, which leaves with what is sent first, or to
+    /// the end that the server puts to it.
+    #[track_caller]
+    pub fn shake_hands(&mut self) {
+        self.flush();
+        while self.tls.is_handshaking() && self.end.is_none() {
+            self.read();
+            if self.tls.is_handshaking() {
+                self.flush();
+            }
+        }
     }
 
     fn flush(&mut self) -> bool {
@@ -406,13 +424,7 @@ impl RawClient {
         let socket = TcpStream::connect(address).expect("the listener accepts connections");
         let (tls, side) = tls::connect(&[], |_| Verdict::Accept).expect("TLS can be set up");
         let mut link = Link::new(socket, tls);
-        link.flush();
-        while link.tls.is_handshaking() && link.end.is_none() {
-            link.read();
-            if link.tls.is_handshaking() {
-                link.flush();
-            }
-        }
+        link.shake_hands();
         let first = link.next_frame();
         let Some(hello) = first.as_ref().ok().filter(|frame| frame.is(Kind::Hello)) else {
             fail(&format!("{first:?} instead of the listener's hello"));
