@@ -22,6 +22,7 @@ use crate::console::say;
 use crate::exit::Exit;
 
 fn main() -> ExitCode {
+    afar_sys::memory::keep_freed_memory();
     dispatch(std::env::args_os().collect()).into_code()
 }
 

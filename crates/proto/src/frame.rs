@@ -143,6 +143,11 @@ pub struct Header {
 }
 
 impl Header {
+    fn with_payload(self, payload: Bytes) -> Frame {
+        let Self { kind, flags, channel, .. } = self;
+        Frame { kind, flags, channel, payload }
+    }
+
     /// The header's bytes.
     #[must_use]
     pub fn to_bytes(self) -> [u8; FRAME_HEADER_BYTES] {
@@ -220,27 +225,50 @@ impl Phase {
 /// Makes frames of a stream of bytes, however it was split or merged on its way (`W-1.3`).
 ///
 /// It holds at most one frame that is not whole yet, plus what one call of [`FrameReader::push`]
-/// brought. A stated length is held against its limit before room is made for it (`W-1.2`).
+/// brought. A stated length is held against its limit before room is made for it.
 #[derive(Debug)]
 pub struct FrameReader {
     phase: Phase,
     buffer: BytesMut,
+    /// A frame whose header is known and whose payload is on its way. While there is one, `buffer`
+    /// is empty, unless the payload is whole.
+    partial: Option<Partial>,
     /// Payload bytes of an ignorable frame that have still to be skipped.
     skip: usize,
+}
+
+/// A frame of which a part has arrived. Its payload is collected in memory of its own size, so that
+/// nothing is moved again while the rest comes in.
+#[derive(Debug)]
+struct Partial {
+    header: Header,
+    payload: BytesMut,
+}
+
+impl Partial {
+    fn missing(&self) -> usize {
+        (self.header.length as usize).saturating_sub(self.payload.len())
+    }
 }
 
 impl FrameReader {
     /// A reader with the limits of `phase`.
     #[must_use]
     pub fn new(phase: Phase) -> Self {
-        Self { phase, buffer: BytesMut::new(), skip: 0 }
+        Self { phase, buffer: BytesMut::new(), partial: None, skip: 0 }
     }
 
     /// Appends bytes that have arrived.
     pub fn push(&mut self, bytes: &[u8]) {
         let skipped = self.skip.min(bytes.len());
         self.skip = self.skip.saturating_sub(skipped);
-        self.buffer.extend_from_slice(bytes.get(skipped..).unwrap_or_default());
+        let mut bytes = bytes.get(skipped..).unwrap_or_default();
+        if let Some(partial) = &mut self.partial {
+            let (payload, rest) = bytes.split_at_checked(partial.missing()).unwrap_or((bytes, &[]));
+            partial.payload.extend_from_slice(payload);
+            bytes = rest;
+        }
+        self.buffer.extend_from_slice(bytes);
     }
 
     /// The next whole frame, if it is there. Frames of unknown ignorable kinds are passed over.
@@ -248,6 +276,12 @@ impl FrameReader {
     /// # Errors
     /// A header that breaks a rule. The reader must not be used any more after that.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, Misbehaviour> {
+        if let Some(partial) = self.partial.take_if(|partial| partial.missing() == 0) {
+            return Ok(Some(partial.header.with_payload(partial.payload.freeze())));
+        }
+        if self.partial.is_some() {
+            return Ok(None);
+        }
         loop {
             let Some(&header) = self.buffer.first_chunk::<FRAME_HEADER_BYTES>() else {
                 return Ok(None);
@@ -266,15 +300,17 @@ impl FrameReader {
             if r0 != 0 || r1 != 0 || flags & !kind.flags_allowed() != 0 {
                 return Err(Misbehaviour::ReservedBits(kind_byte));
             }
-            let length = length as usize;
-            let total = FRAME_HEADER_BYTES.saturating_add(length);
-            if self.buffer.len() < total {
-                self.buffer.reserve(total.saturating_sub(self.buffer.len()));
-                return Ok(None);
-            }
+            let header = Header { kind, flags, channel, length };
             self.buffer.advance(FRAME_HEADER_BYTES);
-            let payload = self.buffer.split_to(length).freeze();
-            return Ok(Some(Frame { kind, flags, channel, payload }));
+            if self.buffer.len() >= length as usize {
+                let payload = self.buffer.split_to(length as usize).freeze();
+                return Ok(Some(header.with_payload(payload)));
+            }
+            let mut payload = BytesMut::with_capacity(length as usize);
+            payload.extend_from_slice(&self.buffer);
+            self.buffer.clear();
+            self.partial = Some(Partial { header, payload });
+            return Ok(None);
         }
     }
 
@@ -304,14 +340,22 @@ impl FrameReader {
     /// Bytes that were pushed and belong to no frame that was handed out.
     #[must_use]
     pub fn buffered(&self) -> usize {
-        self.buffer.len()
+        let partial = self
+            .partial
+            .as_ref()
+            .map_or(0, |partial| FRAME_HEADER_BYTES.saturating_add(partial.payload.len()));
+        partial.saturating_add(self.buffer.len())
     }
 
     /// Ends this reader and hands out the bytes that it has not used, for the reader of the next
     /// phase.
     #[must_use]
     pub fn into_rest(self) -> Bytes {
-        self.buffer.freeze()
+        let Some(Partial { header, payload }) = self.partial else { return self.buffer.freeze() };
+        let mut rest = BytesMut::from(header.to_bytes().as_slice());
+        rest.extend_from_slice(&payload);
+        rest.extend_from_slice(&self.buffer);
+        rest.freeze()
     }
 }
 

@@ -14,6 +14,7 @@ pub mod child;
 mod errno;
 pub mod exec_strings;
 pub mod inherit;
+pub mod memory;
 pub mod pipe;
 pub mod private_files;
 pub mod process_tree;
