@@ -24,6 +24,7 @@ use afar_proto::message::{
 
 use crate::deadline::DEADLINE;
 use crate::fail;
+use crate::host::Host;
 
 /// Most plaintext that is given to TLS before its records are written.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -497,6 +498,43 @@ impl RawClient {
     pub fn open(&mut self, channel: u32, spec: &OpenSpec) {
         let credit = [window(channel, 1, 1 << 20), window(channel, 2, 1 << 20)].concat();
         self.link.send(&[open(channel, spec), credit].concat());
+    }
+}
+
+/// Somebody who was let in, and whose job answers: to see that a connection goes on while others
+/// are closed.
+#[derive(Debug)]
+pub struct Witness {
+    client: RawClient,
+    offset: u64,
+}
+
+impl Witness {
+    /// Logs in with the host's key and starts a job.
+    ///
+    /// # Panics
+    /// That is refused.
+    #[track_caller]
+    #[must_use]
+    pub fn new(host: &Host) -> Self {
+        let key = Key::of_file(&host.key());
+        let mut client = RawClient::log_in(host.address(), &key, host.user());
+        client.open(1, &OpenSpec { stdin: true, ..spec("witness", &["cat"]) });
+        client.link.expect(Kind::Opened);
+        Self { client, offset: 0 }
+    }
+
+    /// Sends the job something and waits until it has come back.
+    ///
+    /// # Panics
+    /// It does not come back.
+    #[track_caller]
+    pub fn assert_served(&mut self) {
+        let ping = data(1, 0, self.offset, b"ping");
+        assert!(self.client.link.send(&ping), "the connection of another is gone");
+        self.offset += 4;
+        let echo = self.client.link.expect(Kind::Data);
+        assert!(echo.payload.ends_with(b"ping"), "{echo:?}");
     }
 }
 

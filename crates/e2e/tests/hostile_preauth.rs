@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use afar_e2e::raw::{
-    End, Key, Link, RawClient, auth_frame, control, frame, header, job_hello, open, spec,
+    End, Key, Link, RawClient, Witness, auth_frame, control, frame, header, job_hello, open, spec,
 };
 use afar_e2e::{Direction, Home, Host, Proxy, Run};
 use afar_proto::frame::Kind;
@@ -42,30 +42,6 @@ impl Canary {
     #[track_caller]
     fn assert_absent(&self) {
         assert!(!self.0.exists(), "a job was run for somebody who is nobody");
-    }
-}
-
-/// Somebody who has been let in and whose job answers.
-struct Witness {
-    client: RawClient,
-    offset: u64,
-}
-
-impl Witness {
-    fn new(host: &Host) -> Self {
-        let key = Key::of_file(&host.key());
-        let mut client = RawClient::log_in(host.address(), &key, host.user());
-        client.open(1, &afar_proto::message::OpenSpec { stdin: true, ..spec("witness", &["cat"]) });
-        client.link.expect(Kind::Opened);
-        Self { client, offset: 0 }
-    }
-
-    #[track_caller]
-    fn assert_served(&mut self) {
-        let ping = afar_e2e::raw::data(1, 0, self.offset, b"ping");
-        assert!(self.client.link.send(&ping), "the connection of another is gone");
-        self.offset += 4;
-        assert_eq!(self.client.link.expect(Kind::Data).payload[16..], *b"ping");
     }
 }
 
