@@ -30,6 +30,8 @@ const CLEANED_UP_WITHIN: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Host {
     home: Home,
+    /// The words before `afar`, and those from `serve` on.
+    prefix: Vec<OsString>,
     serve: Vec<OsString>,
     address: SocketAddr,
     /// One for each listener there was; the last one is that of the present listener.
@@ -42,6 +44,7 @@ pub struct HostBuilder {
     home: Home,
     options: String,
     keys: Option<String>,
+    prefix: Vec<OsString>,
     serve: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
 }
@@ -65,6 +68,13 @@ impl HostBuilder {
     #[must_use]
     pub fn serve_arg(mut self, word: impl AsRef<OsStr>) -> Self {
         self.serve.push(word.as_ref().to_owned());
+        self
+    }
+
+    /// A program that executes `afar serve` in its own place, with its arguments: `prlimit`, say.
+    #[must_use]
+    pub fn serve_through(mut self, words: &[&str]) -> Self {
+        self.prefix = words.iter().map(Into::into).collect();
         self
     }
 
@@ -98,7 +108,8 @@ impl HostBuilder {
         }
         serve.extend(self.serve);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut host = Host { home, serve, address: nowhere, reapers: Vec::new() };
+        let prefix = self.prefix;
+        let mut host = Host { home, prefix, serve, address: nowhere, reapers: Vec::new() };
         host.start_listener(&self.environment);
         host
     }
@@ -122,6 +133,7 @@ impl Host {
             home: Home::new(),
             options: String::new(),
             keys: None,
+            prefix: Vec::new(),
             serve: Vec::new(),
             environment: Vec::new(),
         }
@@ -261,8 +273,11 @@ impl Host {
     fn start_listener(&mut self, environment: &[(OsString, OsString)]) {
         let prepared = Prepared::new();
         let ready = Mailbox::new();
-        let mut command = prepared.command(binary::afar());
-        command.args(&self.serve).env_clear().envs(self.home.environment());
+        let mut words = self.prefix.clone();
+        words.push(binary::afar().into());
+        let (program, rest) = words.split_first().expect("afar is one of the words");
+        let mut command = prepared.command(program);
+        command.args(rest).args(&self.serve).env_clear().envs(self.home.environment());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()));
         command.env("NOTIFY_SOCKET", format!("@{}", ready.name()));
         command.envs(environment.iter().map(|(name, value)| (name, value)));
