@@ -395,3 +395,6 @@ fn failed(mut outcome: Outcome, error: Error) -> Finished {
     outcome.error = Some(error.to_string());
     Finished { outcome, error: Some(error) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,8 @@ use std::io;
 use std::path::PathBuf;
 
 use afar_client::{
-    Client, Command, End, Error, Finished, Job, JobEvent, Outcome, Phase, Started, Stream, Target,
+    Client, Command, End, Error, Finished, Job, JobEvent, Opened, Outcome, Phase, Started, Stream,
+    Target,
 };
 
 use crate::console::{self, Verbosity, say};
@@ -76,7 +77,7 @@ pub(crate) async fn execute(
                     signals: &mut signals,
                     options: &options,
                     target: target.to_string(),
-                    started: false,
+                    started: None,
                     ending: None,
                     local_failure: None,
                 };
@@ -135,11 +136,12 @@ impl Ending {
     }
 
     /// The user has left, which cancels the job.
-    fn cancelled(target: &str, job: Option<&str>, started: Started) -> Self {
+    fn cancelled(target: &str, job: Option<&str>, opened: Option<&Opened>) -> Self {
         let mut outcome = Outcome::not_started(target, job, Phase::Run, "cancelled");
-        outcome.started = started;
+        outcome.started = if opened.is_some() { Started::Yes } else { Started::Unknown };
+        outcome.started_at = opened.map(|opened| opened.started_at_us);
         outcome.end = End::Cancelled;
-        let clause = console::started_clause(started);
+        let clause = console::started_clause(outcome.started);
         let remark = Some(format!("run: left, and the command is cancelled; {clause}"));
         Self { outcome, error: None, exit: Exit::Status(130), remark }
     }
@@ -152,7 +154,7 @@ struct Runner<'a> {
     signals: &'a mut Signals,
     options: &'a RunOptions,
     target: String,
-    started: bool,
+    started: Option<Opened>,
     ending: Option<Ending>,
     /// Output that could not be delivered here, for another reason than a reader who went away.
     local_failure: Option<String>,
@@ -200,8 +202,8 @@ impl Runner<'_> {
             self.output.push(Stream::Stdout, events::line(&event));
         }
         match event {
-            JobEvent::Started(_) => {
-                self.started = true;
+            JobEvent::Started(opened) => {
+                self.started = Some(opened);
                 if let Some(stdin) = self.job.as_mut().and_then(Job::take_stdin) {
                     // Not before the command has started: what was read for nothing is lost.
                     stdin::pump(stdin);
@@ -231,7 +233,7 @@ impl Runner<'_> {
 
     /// The connection's task is gone without a last word, which only a fault of ours can cause.
     fn broken_off(&self) -> Ending {
-        let started = if self.started { Started::Yes } else { Started::Unknown };
+        let started = if self.started.is_some() { Started::Yes } else { Started::Unknown };
         let message = "the connection's task has ended".to_owned();
         Ending::early(&self.target, Error::Broken { phase: Phase::Run, started, message })
     }
@@ -250,10 +252,9 @@ impl Runner<'_> {
             return ending;
         }
         let id = self.job.as_ref().map(|job| job.id().to_string());
-        let started = if self.started { Started::Yes } else { Started::Unknown };
         // Dropping the job cancels it.
         drop(self.job.take());
-        Ending::cancelled(&self.target, id.as_deref(), started)
+        Ending::cancelled(&self.target, id.as_deref(), self.started.as_ref())
     }
 }
 
