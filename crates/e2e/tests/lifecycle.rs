@@ -1,0 +1,230 @@
+//! Whoever is killed, the others tell the truth and clean up.
+
+use std::time::Duration;
+
+use afar_e2e::process::descendants;
+use afar_e2e::{Host, Process, Running, Source};
+use rustix::process::Signal;
+use serde_json::json;
+
+/// A job that has said `ready`, with `--result`.
+#[track_caller]
+fn ready(host: &Host, script: &str) -> Running {
+    let result = host.file("result");
+    let result = result.to_str().expect("the rig's paths are UTF-8");
+    let run = host.run(["--result", result, "--kill-after", "500ms", "-c", script]);
+    let mut client = run.stdin_from(Source::Piped).spawn();
+    assert_eq!(client.line().as_deref(), Some("ready"));
+    client
+}
+
+/// A child, one in a session of its own, one that ignores TERM, and the shell.
+const TREE: &str =
+    "sleep 301 & setsid sleep 302 & (trap '' TERM; exec sleep 303) & echo ready; wait";
+
+#[test]
+fn a_killed_client_takes_its_jobs_tree_with_it() {
+    let host = Host::start();
+    let client = ready(&host, TREE);
+    assert!(host.jobs().len() >= 4, "{:?}", host.jobs());
+    client.process().kill();
+    host.wait_until_idle();
+    assert_eq!(client.wait().signal(), Some(9));
+    assert_eq!(host.run(["--", "echo", "on"]).output().success().text(), "on\n");
+}
+
+#[test]
+fn a_client_that_is_killed_in_the_middle_of_bulk_output_leaves_nothing() {
+    let host = Host::start();
+    for script in ["yes", "while :; do echo x; done", "cat /dev/zero & cat /dev/zero >&2"] {
+        let mut client = host.script(script).spawn();
+        assert_eq!(client.read(1_000_000).len(), 1_000_000);
+        client.process().kill();
+        host.wait_until_idle();
+    }
+}
+
+#[test]
+fn a_client_that_is_killed_takes_no_other_clients_job_with_it() {
+    let host = Host::start();
+    let mut other = host.run(["--", "cat"]).stdin_from(Source::Piped).spawn();
+    other.write(b"one\n");
+    assert_eq!(other.line().unwrap(), "one");
+    let client = ready(&host, TREE);
+    client.process().kill();
+    other.write(b"two\n");
+    assert_eq!(other.line().unwrap(), "two");
+    assert_eq!(other.wait().code(), 0);
+    host.wait_until_idle();
+}
+
+#[test]
+fn a_killed_listener_is_said_and_its_jobs_are_cancelled_and_the_supervisor_lives() {
+    let mut host = Host::start();
+    let client = ready(&host, TREE);
+    let supervisor = host.supervisor().unwrap();
+    host.listener().kill();
+    let output = client.wait();
+    let said = output.expect_code(255).error_text();
+    assert!(said.contains("was started"), "{said}");
+    let outcome = host.json("result");
+    assert_eq!((&outcome["started"], &outcome["phase"]), (&json!("yes"), &json!("run")));
+    assert_eq!(outcome["end"], json!({"kind": "lost"}));
+    assert!(outcome["streams"].is_null(), "{outcome}");
+    host.wait_until_idle();
+    assert!(supervisor.is_running());
+    // Nobody listens, and that is what is said.
+    let output = host.run(["--", "true"]).output();
+    assert!(output.expect_code(255).error_text().contains("was not started"), "{output:?}");
+    // A new listener finds the supervisor that is there.
+    host.restart_listener();
+    assert_eq!(host.run(["--", "echo", "on"]).output().success().text(), "on\n");
+    assert_eq!(host.supervisor().unwrap().pid(), supervisor.pid());
+}
+
+#[test]
+fn a_listener_that_is_told_to_end_does_and_leaves_the_supervisor() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let host = Host::start();
+        assert_eq!(host.run(["--", "true"]).output().code(), 0);
+        let client = ready(&host, "echo ready; exec sleep 300");
+        let supervisor = host.supervisor().unwrap();
+        host.listener().signal(signal);
+        host.listener().wait();
+        assert_eq!(client.wait().code(), 255);
+        assert!(supervisor.is_running());
+        host.wait_until_idle();
+    }
+}
+
+#[test]
+fn fault_50_a_killed_supervisor_is_no_made_up_status() {
+    let host = Host::start();
+    // It ends by itself when its supervisor, which holds its stdin, is gone.
+    let client = ready(&host, "echo ready; exec cat");
+    let before = host.supervisor().unwrap();
+    before.kill();
+    let output = client.wait();
+    let said = output.expect_code(255).error_text();
+    assert!(said.contains("was started"), "{said}");
+    let outcome = host.json("result");
+    let kind = outcome["end"]["kind"].as_str().unwrap();
+    assert!(matches!(kind, "lost" | "unknown"), "{outcome}");
+    assert_eq!(outcome["started"], "yes");
+    assert_ne!(outcome["phase"], "done");
+    host.wait_until_idle();
+    // The next command starts another one; the socket that was left behind is in nobody's way.
+    assert_eq!(host.run(["--", "echo", "on"]).output().success().text(), "on\n");
+    assert_ne!(host.supervisor().unwrap().pid(), before.pid());
+}
+
+#[test]
+fn a_supervisor_that_dies_while_many_commands_run_ends_none_of_them_well() {
+    let host = Host::start();
+    let clients: Vec<Running> = (0..4).map(|_| ready(&host, "echo ready; exec cat")).collect();
+    host.supervisor().unwrap().kill();
+    for client in clients {
+        assert_eq!(client.wait().code(), 255);
+    }
+    host.wait_until_idle();
+}
+
+#[test]
+fn many_first_commands_at_once_start_one_supervisor() {
+    let host = Host::start();
+    assert!(host.supervisor().is_none());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_eq!(host.run(["--", "true"]).output().code(), 0));
+        }
+    });
+    let supervisor = host.supervisor().unwrap();
+    let below = descendants(std::process::id());
+    let count = below.iter().filter(|entry| {
+        entry.command.ends_with("afar supervisor")
+            && entry.state != 'Z'
+            && environment_has(entry.pid, host.file("run").to_str().unwrap())
+    });
+    assert_eq!(count.map(|entry| entry.pid).collect::<Vec<_>>(), [supervisor.pid()]);
+}
+
+fn environment_has(pid: u32, text: &str) -> bool {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    String::from_utf8_lossy(&environment).contains(text)
+}
+
+#[test]
+fn local_runs_here_and_shares_the_supervisor_with_the_listener() {
+    let host = Host::start();
+    // The supervisor is started on demand, by this command, and outlives it.
+    assert!(host.supervisor().is_none());
+    let output = host.run_at("local", ["--", "printf", "%s|", "a b", ""]).output();
+    assert_eq!(output.success().text(), "a b||");
+    let supervisor = host.supervisor().unwrap();
+    let output = host.run_at("local", ["-c", "cat; echo err >&2; exit 7"]).stdin("in").output();
+    assert_eq!((output.expect_code(7).text(), output.error_text()), ("in", "err\n"));
+    assert_eq!(host.run(["--", "true"]).output().code(), 0);
+    assert_eq!(host.supervisor().unwrap().pid(), supervisor.pid());
+    let result = host.file("result");
+    let words = ["--result", result.to_str().unwrap(), "--", "sh", "-c", "kill -KILL $$"];
+    assert_eq!(host.run_at("local", words).output().code(), 137);
+    assert_eq!(host.json("result")["target"], "local");
+    assert_eq!(host.json("result")["end"]["kind"], "signaled");
+}
+
+#[test]
+fn a_local_client_that_is_killed_takes_its_job_with_it() {
+    let host = Host::start();
+    // The supervisor hangs below the listener, so that what it leaves behind is found.
+    assert_eq!(host.run(["--", "true"]).output().code(), 0);
+    let mut client = host.run_at("local", ["-c", TREE]).spawn();
+    assert_eq!(client.line().as_deref(), Some("ready"));
+    client.process().kill();
+    host.wait_until_idle();
+}
+
+#[test]
+fn a_command_within_a_job_can_use_afar_itself() {
+    let host = Host::start();
+    // A job's environment names another runtime directory than the test's, so it is passed on.
+    let variables: Vec<String> = host
+        .environment()
+        .into_iter()
+        .filter(|(name, _)| name.to_string_lossy().starts_with("XDG") || name == "HOME")
+        .map(|(name, value)| format!("{}={}", name.to_string_lossy(), value.to_string_lossy()))
+        .collect();
+    let afar = afar_e2e::afar().to_str().unwrap();
+    let words: Vec<&str> = ["--", "env"]
+        .into_iter()
+        .chain(variables.iter().map(String::as_str))
+        .chain([afar, "run", "local", "--", "sh", "-c", "echo inner; exit 5"])
+        .collect();
+    let output = host.run(words).output();
+    assert_eq!(output.expect_code(5).text(), "inner\n");
+}
+
+#[test]
+fn a_client_that_goes_away_before_its_command_starts_leaves_nothing() {
+    let host = Host::start();
+    // Somewhere between the connection and the first byte of output, a bit later each time.
+    for step in 0..12 {
+        let client = host.script("sleep 300 & setsid sleep 300 & wait").spawn();
+        let ended = client.process();
+        let deadline = afar_e2e::Deadline::after(Duration::from_millis(5 * step));
+        assert!(!ended.wait_until(deadline), "a command that sleeps does not end");
+        ended.kill();
+    }
+    host.wait_until_idle();
+}
+
+#[test]
+fn the_supervisor_stays_when_its_last_client_goes() {
+    let host = Host::start();
+    assert_eq!(host.run(["--", "true"]).output().code(), 0);
+    let supervisor: Process = host.supervisor().unwrap();
+    for _ in 0..3 {
+        assert_eq!(host.run(["--", "true"]).output().code(), 0);
+    }
+    assert_eq!(host.supervisor().unwrap().pid(), supervisor.pid());
+    assert!(supervisor.is_running());
+}
