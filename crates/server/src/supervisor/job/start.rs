@@ -58,8 +58,9 @@ pub(in crate::supervisor) fn start(
         session: Session::New,
         open_files_soft,
     };
-    let child = spawn(&request).map_err(|error| refuse(error, prepared))?;
+    // Before the start: a short program is half done when posix_spawn returns.
     let started = Instant::now();
+    let child = spawn(&request).map_err(|error| refuse(error, prepared))?;
     let Pipes { stdin, stdout, stderr } = pipes;
     let pid = u32::try_from(child.pid()).unwrap_or(0);
     let timeout_at = spec.timeout_ms.and_then(|ms| started.checked_add(Duration::from_millis(ms)));
