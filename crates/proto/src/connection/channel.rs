@@ -8,8 +8,8 @@ use super::{ChannelId, Connection, Event, ResumeStream, Role, Stream};
 use crate::frame::{Frame, Kind};
 use crate::json;
 use crate::limits::{CHANNEL_QUEUE_BYTES_MAX, DATA_BYTES_SENT_MAX, QUEUED_PIECE_BYTES};
-use crate::message::{Attached, Opened, Refused, Reset, Resize, Signal, bounded_message};
-use crate::outcome::{ExitReport, Seal};
+use crate::message::{Attached, JobId, Opened, Refused, Reset, Resize, Signal, bounded_message};
+use crate::outcome::{End, ExitReport, Seal};
 use crate::seal::Sealer;
 
 /// A stream that this side sends.
@@ -90,6 +90,10 @@ pub(super) struct ChannelState {
     /// Client: whether this channel was asked for by ATTACH. Server: whether it is to be answered
     /// by ATTACHED.
     pub(super) attaching: bool,
+    /// Client: the job that was asked for by OPEN.
+    pub(super) job: Option<JobId>,
+    /// Client: how the process has ended, by its EXIT.
+    pub(super) end: Option<End>,
     /// Server: whether the client will send stdin.
     pub(super) wants_stdin: bool,
     pub(super) window_bytes: u32,
@@ -106,6 +110,8 @@ impl ChannelState {
             tail: None,
             scheduled: false,
             attaching: false,
+            job: None,
+            end: None,
             wants_stdin: false,
             window_bytes,
         }

@@ -297,6 +297,7 @@ impl Connection {
         }
         let fresh = ResumeStream { offset: 0, sealer: Some(Sealer::new()) };
         let mut state = ChannelState::new(self.config.window_bytes);
+        state.job = Some(spec.job.clone());
         if spec.stdin {
             state.send.insert(Stream::Stdin, SendStream::default());
         }

@@ -12,9 +12,11 @@ use crate::frame::{FLAG_MORE, Frame, Kind};
 use crate::json;
 use crate::limits::{
     CHANNELS_ABANDONED_MAX, CHANNELS_MAX, CONTROL_QUEUE_BYTES_MAX, EMPTY_FRAMES_MAX,
-    OPEN_BYTES_MAX, PONGS_QUEUED_MAX, WINDOW_BYTES_MAX,
+    OPEN_BYTES_MAX, PONGS_QUEUED_MAX, SIGNAL_NAME_BYTES_MAX, WINDOW_BYTES_MAX,
 };
-use crate::message::{Attach, Attached, Goodbye, GoodbyeCode, JobHello, OpenSpec, Refused, Reset};
+use crate::message::{
+    Attach, Attached, Goodbye, GoodbyeCode, JobHello, OpenSpec, Opened, Refused, Reset,
+};
 use crate::outcome::{End, ExitReport, Phase, RefusalReason, Seal, Started};
 
 type Handled = Result<(), Misbehaviour>;
@@ -408,7 +410,11 @@ impl Connection {
         let channel = ChannelId(id);
         match (frame.kind, stage) {
             (Kind::Opened, Stage::Opening) if !attaching => {
-                let opened = parse(frame)?;
+                let opened: Opened = parse(frame)?;
+                let asked = self.channels.get(&id).and_then(|state| state.job.as_ref());
+                if asked.is_some_and(|asked| *asked != opened.job) {
+                    return Err(malformed(frame, "another job than was asked for"));
+                }
                 self.set_stage(id, Stage::Running);
                 self.events.push_back(Event::Opened { channel, opened });
                 self.answered(id);
@@ -421,17 +427,28 @@ impl Connection {
             }
             (Kind::Exit, Stage::Running) => {
                 let report: ExitReport = parse(frame)?;
-                if matches!(report.end, End::NotStarted { .. }) {
-                    return Err(malformed(frame, "a job that was started was not started"));
+                match &report.end {
+                    End::NotStarted { .. } => {
+                        return Err(malformed(frame, "a job that was started was not started"));
+                    }
+                    End::Signaled { name, .. } if !is_signal_name(name) => {
+                        return Err(malformed(frame, "no name of a signal"));
+                    }
+                    _ => {}
                 }
                 self.set_stage(id, Stage::Exited);
+                if let Some(state) = self.channels.get_mut(&id) {
+                    state.end = Some(report.end.clone());
+                }
                 self.events.push_back(Event::Exit { channel, report });
             }
             (Kind::Seal, Stage::Exited) => {
-                let seal: Box<Seal> = parse(frame)?;
-                if matches!(seal.end, End::NotStarted { .. }) {
-                    return Err(malformed(frame, "a job that was started was not started"));
+                let mut seal: Box<Seal> = parse(frame)?;
+                if self.channels.get(&id).and_then(|state| state.end.as_ref()) != Some(&seal.end) {
+                    return Err(malformed(frame, "another end than that of the exit"));
                 }
+                // Streams of a later version: nothing of them was asked for, and nothing arrived.
+                seal.streams.retain(|name, _| Stream::OUTPUTS.iter().any(|s| s.name() == name));
                 let verdict = self.verdict(id, &seal);
                 self.close_channel(id);
                 self.events.push_back(Event::Seal { channel, seal, verdict });
@@ -537,6 +554,12 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+/// Names are shown and compared, so they are names: `SIGTERM`, `SIGRTMIN+3`.
+fn is_signal_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'-';
+    name.len() <= SIGNAL_NAME_BYTES_MAX && name.bytes().all(allowed)
 }
 
 fn u64_payload(frame: &Frame) -> Result<u64, Misbehaviour> {

@@ -2,6 +2,7 @@
 
 use afar_proto::connection::{Stream, Verdict};
 use afar_proto::frame::Kind;
+use afar_proto::limits::SIGNAL_NAME_BYTES_MAX;
 use afar_proto::outcome::{End, ExitReport, Seal, StreamSeal};
 use afar_proto::seal::Sealer;
 use afar_proto::{Event, Misbehaviour, json};
@@ -116,6 +117,48 @@ fn fault_88_an_outcome_of_a_job_that_was_not_started_is_refused() {
     lone.input(&exit_frame(&samples::exited(0)));
     lone.input(&seal_frame(&Seal { end, ..samples::seal(&empty, &empty) }));
     assert!(matches!(lone.assert_misbehaved(), Misbehaviour::Malformed { .. }));
+}
+
+/// W-5.6, W-7.2, W-7.3: the answers are about the job that was asked for, and agree.
+#[test]
+fn fault_88_answers_that_do_not_agree_are_refused() {
+    let (mut lone, _) = Lone::client_with_open();
+    let opened = json::to_vec(&samples::opened("another"));
+    lone.input(&frame(Kind::Opened, 0, 1, &opened));
+    assert!(matches!(lone.assert_misbehaved(), Misbehaviour::Malformed { .. }));
+
+    let empty = Sealer::new();
+    for end in [End::Exited { code: 1 }, End::NotStarted { reason: "denied".into() }] {
+        let (mut lone, _) = Lone::client_with_job();
+        let seal = Seal { end, ..samples::seal(&empty, &empty) };
+        lone.input(&[exit_frame(&samples::exited(0)), seal_frame(&seal)].concat());
+        assert!(matches!(lone.assert_misbehaved(), Misbehaviour::Malformed { .. }));
+    }
+}
+
+/// W-7.2: a name that is shown to people is a name.
+#[test]
+fn fault_85_the_name_of_a_signal_is_a_name() {
+    let longest = "A".repeat(SIGNAL_NAME_BYTES_MAX);
+    let too_long = "A".repeat(SIGNAL_NAME_BYTES_MAX + 1);
+    for (name, good) in [
+        ("SIGTERM", true),
+        ("SIGRTMIN+3", true),
+        (longest.as_str(), true),
+        (too_long.as_str(), false),
+        ("SIG\u{1b}[2J", false),
+        ("SIG\u{9b}", false),
+        ("SIG\u{202e}", false),
+    ] {
+        let (mut lone, _) = Lone::client_with_job();
+        let end = End::Signaled { signal: 1, name: name.into(), core: false };
+        lone.input(&exit_frame(&ExitReport { end, receipt: samples::receipt() }));
+        if good {
+            assert!(matches!(lone.events()[..], [Event::Exit { .. }]), "{name}");
+        } else {
+            assert!(matches!(lone.assert_misbehaved(), Misbehaviour::Malformed { .. }), "{name}");
+        }
+    }
 }
 
 /// W-7.2: the exit overtakes output that is still coming, and does not end it.

@@ -263,7 +263,7 @@ impl World {
         }
         view.server = Stage::Running;
         let resumed = job.produced != [0; 2] || job.received != [0; 2] || job.gap != [false; 2];
-        channel.accept(&samples::opened("job"));
+        channel.accept(&samples::opened(&format!("j{}", view.job)));
         // An accept of an attach does nothing, and the other way round.
         let mut from = job.received;
         if resumed && length.is_multiple_of(5) {
