@@ -149,7 +149,7 @@ pub enum Error {
         started: Started,
     },
     /// The link was lost, or the session ended, before the job's last word had come.
-    #[error("{cause}")]
+    #[error("{}", escaped(.cause))]
     LinkLost {
         /// The step that was reached.
         phase: Phase,
@@ -186,7 +186,7 @@ pub enum Error {
         problem: String,
     },
     /// The server broke off the login, or broke its rules.
-    #[error("{host} ended the login: {source}")]
+    #[error("{host} ended the login: {}", escaped(.source))]
     Login {
         /// The host.
         host: String,
@@ -219,6 +219,11 @@ pub enum Error {
     /// A task of this process ended by a fault.
     #[error("a task ended by a fault of afar")]
     TaskFailed,
+}
+
+/// What the peer has said may be in it, such as the message of its goodbye.
+fn escaped(error: &impl std::fmt::Display) -> String {
+    escape_for_terminal(error.to_string().as_bytes())
 }
 
 fn describe_refusal(refused: &Refused) -> String {
@@ -341,5 +346,30 @@ impl Error {
             _ => return None,
         };
         Some(hint.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use afar_proto::message::{Goodbye, GoodbyeCode};
+
+    use super::*;
+
+    #[test]
+    fn fault_85_a_goodbye_is_shown_escaped() {
+        let goodbye = Goodbye { code: GoodbyeCode::Other, message: "\u{1b}[2J\u{202e}".to_owned() };
+        let login = Error::Login {
+            host: "web".into(),
+            source: AuthError::PeerClosed(goodbye.clone()),
+            started: Started::No,
+        };
+        let lost = Error::LinkLost {
+            phase: Phase::Run,
+            started: Started::Yes,
+            cause: ConnectionError::PeerClosed(goodbye),
+        };
+        for text in [login.to_string(), lost.to_string()] {
+            assert!(text.ends_with(r"other: \x1b[2J\u{202e}"), "{text}");
+        }
     }
 }
