@@ -13,12 +13,9 @@ use crate::commands::{account, block_on, run};
 use crate::console::{Verbosity, say};
 use crate::exit::Exit;
 use crate::prompt::TerminalPrompt;
-use crate::run::{RunOptions, execute, stdin_is_null};
+use crate::run::{RunOptions, Signals, execute, stdin_is_null};
 use place::Place;
 use server::Server;
-
-/// The status of a command that was cancelled, and may still be on its way to its end.
-const CANCELLED: u8 = 130;
 
 /// Sets everything up, runs the command as `run` would, and cleans up.
 pub(crate) fn cmd_demo(args: DemoArgs) -> Exit {
@@ -27,23 +24,33 @@ pub(crate) fn cmd_demo(args: DemoArgs) -> Exit {
         return Exit::Failed;
     }
     let verbosity = if args.quiet { Verbosity::Quiet } else { Verbosity::Normal };
-    match demonstrate(args, verbosity) {
-        Ok(exit) => exit,
-        Err(problem) => {
-            say(&format!("demo: {problem}; the command was not started"));
-            Exit::Failed
+    block_on(async {
+        // From here on a signal ends the demonstration in order.
+        let signals = match Signals::install() {
+            Ok(signals) => signals,
+            Err(exit) => return exit,
+        };
+        match demonstrate(args, verbosity, signals).await {
+            Ok(exit) => exit,
+            Err(problem) => {
+                say(&format!("demo: {problem}; the command was not started"));
+                Exit::Failed
+            }
         }
-    }
+    })
 }
 
-/// The text of an error says what could not be set up.
-fn demonstrate(args: DemoArgs, verbosity: Verbosity) -> Result<Exit, String> {
+/// The text of an error says what could not be set up. Nothing else runs meanwhile, so waiting for
+/// the server may block.
+async fn demonstrate(
+    args: DemoArgs,
+    verbosity: Verbosity,
+    signals: Signals,
+) -> Result<Exit, String> {
     let account = account().ok_or("the user database does not know who runs this")?;
     let user = account.name.into_string().map_err(|_| "the user's name is not UTF-8")?;
-    // Signals are taken over by the runner; until it has them, and after, the guards of the two
-    // values below do not run when one ends the process. Blocking waits are short.
     let place = Place::create(&account.home)?;
-    let mut server = Server::start(&place)?;
+    let server = Server::start(&place)?;
     place.trust(&server)?;
     if verbosity > Verbosity::Quiet {
         say(&format!(
@@ -71,10 +78,7 @@ fn demonstrate(args: DemoArgs, verbosity: Verbosity) -> Result<Exit, String> {
         argv: args.argv.iter().map(|word| word.clone().into_vec()).collect(),
     };
     let command = run::command(args.command, args.argv);
-    let exit = block_on(execute(&client, &target, command, options));
-    if matches!(exit, Exit::Status(status) if status != CANCELLED) {
-        server.command_ended();
-    }
+    let exit = execute(&client, &target, command, options, signals).await;
     // In this order: what runs, then where it runs.
     drop(server);
     drop(place);

@@ -9,7 +9,7 @@ use crate::args::{CommandArgs, RunArgs};
 use crate::commands::{block_on, launch_supervisor, parse_target};
 use crate::console::say_failure;
 use crate::exit::Exit;
-use crate::run::{RunOptions, execute, stdin_is_null};
+use crate::run::{RunOptions, Signals, execute, stdin_is_null};
 
 /// Runs the command and ends as it did.
 pub(crate) fn cmd_run(args: RunArgs) -> Exit {
@@ -44,7 +44,12 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
     if let Some(id) = args.id {
         command = command.id(id);
     }
-    block_on(execute(&client, &target, command, options))
+    block_on(async {
+        match Signals::install() {
+            Ok(signals) => execute(&client, &target, command, options, signals).await,
+            Err(exit) => exit,
+        }
+    })
 }
 
 /// The script, or else the argv.

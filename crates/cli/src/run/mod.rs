@@ -11,6 +11,8 @@ mod result_file;
 mod signals;
 mod stdin;
 
+pub(crate) use signals::Signals;
+
 use std::io;
 use std::path::PathBuf;
 
@@ -23,7 +25,7 @@ use crate::console::{self, Verbosity, say};
 use crate::exit::Exit;
 use output::Output;
 use result_file::ResultFile;
-use signals::{Action, Signals};
+use signals::Action;
 
 /// How one command is run, on the side of the person or script.
 #[derive(Debug)]
@@ -44,12 +46,14 @@ pub(crate) fn stdin_is_null() -> bool {
     stdin::is_null()
 }
 
-/// Runs the command and shows what comes of it.
+/// Runs the command and shows what comes of it. A signal that has come since `signals` were installed
+/// counts.
 pub(crate) async fn execute(
     client: &Client,
     target: &Target,
     command: Command,
     options: RunOptions,
+    mut signals: Signals,
 ) -> Exit {
     let mut output = Output::new();
     let result = match options.result.as_deref().map(ResultFile::prepare).transpose() {
@@ -57,13 +61,6 @@ pub(crate) async fn execute(
         Err((path, error)) => {
             let path = path.display();
             say(&format!("--result {path}: {error}; the command was not started"));
-            return Exit::Failed;
-        }
-    };
-    let mut signals = match Signals::install() {
-        Ok(signals) => signals,
-        Err(error) => {
-            say(&format!("cannot handle signals: {error}; the command was not started"));
             return Exit::Failed;
         }
     };

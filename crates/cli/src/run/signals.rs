@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use afar_sys::signals::Signal;
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
+use crate::console::say;
+use crate::exit::Exit;
+
 /// Ctrl-C as often as this within [`LEAVE_WITHIN`] leaves.
 const INTERRUPTS_TO_LEAVE: usize = 3;
 
@@ -33,7 +36,7 @@ pub(super) enum Action {
 
 /// The signals that this process is sent.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(crate) struct Signals {
     streams: Vec<(Signal, Stream)>,
     decision: Decision,
 }
@@ -47,11 +50,18 @@ struct Decision {
 
 impl Signals {
     /// Takes the signals over from their default effects. One that was ignored when we were started
-    /// stays so (nohup, background jobs of a shell).
+    /// stays so (nohup, background jobs of a shell). Needs the runtime.
     ///
     /// # Errors
-    /// The system refuses a handler.
-    pub(super) fn install() -> io::Result<Self> {
+    /// The system refuses a handler; said to the user already.
+    pub(crate) fn install() -> Result<Self, Exit> {
+        Self::try_install().map_err(|error| {
+            say(&format!("cannot handle signals: {error}; the command was not started"));
+            Exit::Failed
+        })
+    }
+
+    fn try_install() -> io::Result<Self> {
         let ignored = ignored_signals();
         let mut streams = Vec::new();
         for wanted in FORWARDED {

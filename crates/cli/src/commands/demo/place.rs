@@ -36,10 +36,9 @@ impl Place {
     }
 
     fn create_in(base: &Path, home: &Path) -> Result<Self, String> {
-        std::fs::create_dir_all(base).map_err(text)?;
         let mode = std::fs::Permissions::from_mode(0o700);
         let directory = tempfile::Builder::new()
-            .prefix("afar-demo-")
+            .prefix(".afar-demo-")
             .permissions(mode)
             .tempdir_in(base)
             .map_err(text)?;

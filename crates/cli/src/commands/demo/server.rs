@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use afar_sys::process_tree::set_child_subreaper;
 use afar_sys::socket::{connect_unix, peer_credentials};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, wait};
 
 use super::place::Place;
 use crate::commands::executable;
@@ -21,8 +22,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the server has ended instead.
 const START_CHECK: Duration = Duration::from_millis(50);
 
-/// How long a job that was cancelled may take to end: TERM, the grace, KILL, and a little more.
-const JOBS_TIMEOUT: Duration = Duration::from_secs(7);
+/// How often it is looked for more to be killed; a fork bomb is no demonstration.
+const KILL_ROUNDS: usize = 10;
 
 /// How long a process may take to end after it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,14 +35,13 @@ pub(super) struct Server {
     child: Child,
     address: SocketAddr,
     supervisor_socket: PathBuf,
-    /// Whether what still runs was left behind on purpose, and is not about to end.
-    left_behind: bool,
 }
 
 impl Server {
     /// Starts it and waits until it accepts connections.
     pub(super) fn start(place: &Place) -> Result<Self, String> {
         let failed = |error: std::io::Error| format!("the server could not be started: {error}");
+        set_child_subreaper().map_err(failed)?;
         let ready = ReadySocket::bind().map_err(failed)?;
         let log = std::fs::File::create(place.path("serve.log")).map_err(failed)?;
         let child = Command::new(executable().map_err(failed)?)
@@ -66,7 +66,7 @@ impl Server {
         let supervisor_socket = place.path("run/afar/supervisor.sock");
         // From here on dropping it ends it.
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut server = Self { child, address: unknown, supervisor_socket, left_behind: false };
+        let mut server = Self { child, address: unknown, supervisor_socket };
         server.wait_ready(&ready, place)?;
         let lines = std::fs::read_to_string(place.path("ready")).map_err(failed)?;
         let address = lines.lines().next().and_then(|line| line.parse().ok());
@@ -77,11 +77,6 @@ impl Server {
     /// Where it listens.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// The command has come to its end: what it has left running is not waited for.
-    pub(super) fn command_ended(&mut self) {
-        self.left_behind = true;
     }
 
     fn wait_ready(&mut self, ready: &ReadySocket, place: &Place) -> Result<(), String> {
@@ -108,30 +103,32 @@ impl Server {
 }
 
 impl Drop for Server {
+    /// Ends everything below this process. What a command has left running comes to this process
+    /// when its parent ends, because it is a subreaper.
     fn drop(&mut self) {
-        // Children before parents, so that each is reaped by who has started it.
-        if let Some(supervisor) = self.supervisor() {
-            // The client is gone, so the supervisor is ending what it has left running.
-            let deadline = Instant::now() + JOBS_TIMEOUT;
-            while !self.left_behind
-                && !descendants(supervisor).is_empty()
-                && Instant::now() < deadline
-            {
-                std::thread::sleep(Duration::from_millis(5));
+        let own = rustix::process::getpid();
+        let server = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let supervisor = self.supervisor();
+        let kept = [server, supervisor];
+        // What is killed may have made more meanwhile.
+        for _ in 0..KILL_ROUNDS {
+            let mut others = descendants(own);
+            others.retain(|process| !kept.contains(&Some(*process)));
+            if others.is_empty() {
+                break;
             }
-            for process in descendants(supervisor) {
+            for process in others {
                 end(process, Signal::KILL);
             }
-            end(supervisor, Signal::TERM);
         }
-        if let Ok(server) = i32::try_from(self.child.id())
-            && let Some(server) = Pid::from_raw(server)
-        {
-            end(server, Signal::TERM);
+        // Children before parents, so that each is reaped by who has started it.
+        for process in [supervisor, server].into_iter().flatten() {
+            end(process, Signal::TERM);
         }
         // It is gone, or was killed: this only reaps it.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
     }
 }
 
