@@ -56,7 +56,7 @@ fn what_can_not_be_started_is_said_and_cleaned_up() {
 }
 
 fn sleeping(home: &Home) -> Running {
-    let mut client = demo(home, &["-c", "echo ready; sleep 301; echo not reached"]).spawn();
+    let mut client = demo(home, &["-c", "setsid sleep 302 & echo ready; sleep 301"]).spawn();
     assert_eq!(client.line().as_deref(), Some("ready"));
     client
 }
@@ -71,6 +71,16 @@ fn an_interrupted_demo_ends_its_command_and_cleans_up() {
         assert_eq!(output.expect_code(128 + signal.as_raw()).text(), "ready\n");
         assert_clean(&home);
     }
+}
+
+#[test]
+fn what_the_command_leaves_running_is_ended_with_the_demo() {
+    let home = Home::new();
+    // One that ignores TERM, one in a session of its own, an orphan.
+    let script = "(trap '' TERM; exec sleep 301) & setsid sleep 302 & (sleep 303 &) ; echo done";
+    let output = demo(&home, &["-c", script]).output();
+    assert_eq!(output.success().text(), "done\n");
+    assert_clean(&home);
 }
 
 #[test]
