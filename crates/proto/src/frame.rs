@@ -225,7 +225,7 @@ impl Phase {
 /// Makes frames of a stream of bytes, however it was split or merged on its way (`W-1.3`).
 ///
 /// It holds at most one frame that is not whole yet, plus what one call of [`FrameReader::push`]
-/// brought. A stated length is held against its limit before room is made for it.
+/// brought. A stated length is held against its limit before room is made for it (`W-1.2`).
 #[derive(Debug)]
 pub struct FrameReader {
     phase: Phase,

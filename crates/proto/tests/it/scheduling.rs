@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use afar_proto::connection::{Stream, Verdict};
 use afar_proto::frame::{Frame, FrameReader, Kind, Phase};
-use afar_proto::message::{Command, OpenSpec};
+use afar_proto::message::{Command, GoodbyeCode, OpenSpec};
 use afar_proto::{ChannelId, Connection, Event};
 use bytes::Bytes;
 
@@ -164,6 +164,20 @@ fn a_large_open_alternates_with_bulk() {
         next_frames(&mut pair.client, 600_000).iter().map(|frame| frame.kind).collect();
     assert!(kinds.len() > 8);
     assert!(kinds.windows(2).all(|pair| pair[0] != pair[1]), "{kinds:?}");
+}
+
+/// W-8.3: a goodbye is the last frame, also behind a request that takes many turns.
+#[test]
+fn a_goodbye_waits_for_a_large_open() {
+    let mut pair = Pair::new();
+    pair.client.open(&large("large")).unwrap();
+    pair.client.close(GoodbyeCode::Done, "");
+    let mut kinds = Vec::new();
+    while let frames @ [_, ..] = &next_frames(&mut pair.client, 100_000)[..] {
+        kinds.extend(frames.iter().map(|frame| frame.kind));
+    }
+    assert!(kinds.len() > 40);
+    assert_eq!(kinds.iter().position(|kind| *kind == Kind::Goodbye), Some(kinds.len() - 1));
 }
 
 /// W-5.5: what is said of a channel never overtakes its OPEN, nor one OPEN another.

@@ -207,11 +207,11 @@ fn connection(role: Role, control: u8) -> Connection {
         connection.handle_input(Instant::ZERO, &hello.to_bytes());
     }
     if role == Role::Client {
-        connection.open(&samples::spec("one")).expect("a channel is free");
-        connection.open(&samples::spec_with_stdin("two")).expect("a channel is free");
+        connection.open(&samples::spec("job-1")).expect("a channel is free");
+        connection.open(&samples::spec_with_stdin("job-1")).expect("a channel is free");
         let streams =
             Stream::OUTPUTS.map(|stream| (stream, ResumeStream { offset: 5, sealer: None }));
-        let attach = samples::attach("three", 5, 5);
+        let attach = samples::attach("job-1", 5, 5);
         connection.attach(&attach, streams.into()).expect("a channel is free");
     }
     connection
