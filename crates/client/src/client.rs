@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -328,7 +329,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Who the local user is; without it what the environment says (`HOME`, `LOGNAME`, `USER`).
+    /// Who the local user is; without it what the environment says (`HOME`, `LOGNAME`, `USER`), or
+    /// `/etc/passwd`.
     pub fn account(
         mut self,
         account: impl Fn() -> Option<Account> + Send + Sync + 'static,
@@ -367,8 +369,37 @@ impl Options {
     }
 }
 
+/// What the environment says, else the passwd file: the library makes no call that could load a
+/// directory service. Whoever can (see [`ClientBuilder::account`]) asks the system.
 fn account_of_environment() -> Option<Account> {
-    let name = std::env::var_os("LOGNAME").or_else(|| std::env::var_os("USER"))?;
-    let home = PathBuf::from(std::env::var_os("HOME")?);
-    Some(Account { name, home })
+    let name = std::env::var_os("LOGNAME").or_else(|| std::env::var_os("USER"));
+    if let (Some(name), Some(home)) = (name, std::env::var_os("HOME")) {
+        return Some(Account { name, home: PathBuf::from(home) });
+    }
+    let passwd = std::fs::read("/etc/passwd").ok()?;
+    account_in(&passwd, rustix::process::getuid().as_raw())
+}
+
+/// The first entry of this user id (passwd(5)).
+fn account_in(passwd: &[u8], uid: u32) -> Option<Account> {
+    passwd.split(|byte| *byte == b'\n').find_map(|line| {
+        let fields: Vec<&[u8]> = line.split(|byte| *byte == b':').collect();
+        let [name, _, id, _, _, home, _] = fields.as_slice() else { return None };
+        let id: u32 = std::str::from_utf8(id).ok()?.parse().ok()?;
+        let text = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        (id == uid).then(|| Account { name: text(name), home: PathBuf::from(text(home)) })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_is_found_by_its_id() {
+        let passwd = b"root:x:0:0:root:/root:/bin/sh\nbad\nann:x:7:7:A,B:/home/ann:/bin/sh\n";
+        let account = account_in(passwd, 7).unwrap();
+        assert_eq!((account.name, account.home), ("ann".into(), "/home/ann".into()));
+        assert_eq!(account_in(passwd, 8), None);
+    }
 }

@@ -34,6 +34,9 @@ struct Jobs {
     target: Arc<str>,
     states: BTreeMap<JobKey, (ChannelId, JobState)>,
     keys: BTreeMap<ChannelId, JobKey>,
+    /// Whether the supervisor has said anything: before that no request can have reached one that
+    /// lives.
+    ready: bool,
 }
 
 /// What is known of a job.
@@ -63,7 +66,7 @@ impl Dispatcher {
         requests: mpsc::UnboundedReceiver<Request>,
         target: Arc<str>,
     ) -> Self {
-        let jobs = Jobs { target, states: BTreeMap::new(), keys: BTreeMap::new() };
+        let jobs = Jobs { target, states: BTreeMap::new(), keys: BTreeMap::new(), ready: false };
         Self { driver, requests, jobs }
     }
 
@@ -183,6 +186,7 @@ impl Dispatcher {
 
     fn handle_event(&mut self, event: Event) -> Flow {
         match event {
+            Event::Ready(_) => self.jobs.ready = true,
             Event::Opened { channel, opened } => self.handle_opened(channel, opened),
             Event::Refused { channel, refused } => {
                 self.jobs.finish(channel, |state, target| state.refused(target, refused));
@@ -271,7 +275,13 @@ impl Jobs {
     fn fail_all(&mut self, error: &ConnectionError) {
         self.keys.clear();
         for (_, (_, state)) in std::mem::take(&mut self.states) {
-            let finished = state.lost(&self.target, error);
+            let finished = match error {
+                // The listener's own word, in place of the supervisor's first one.
+                ConnectionError::PeerClosed(goodbye) if !self.ready => {
+                    state.unavailable(&self.target, &goodbye.message)
+                }
+                error => state.lost(&self.target, error),
+            };
             state.finish(finished);
         }
     }
@@ -382,6 +392,12 @@ impl JobState {
         let outcome = self.outcome_so_far(target);
         let (phase, started) = (outcome.phase, outcome.started);
         failed(outcome, Error::Broken { phase, started, message })
+    }
+
+    fn unavailable(&self, target: &str, message: &str) -> Finished {
+        let error = Error::Unavailable { message: message.to_owned() };
+        let id = Some(self.id.as_str());
+        failed(Outcome::not_started(target, id, error.phase(), error.reason()), error)
     }
 
     fn lost(&self, target: &str, cause: &ConnectionError) -> Finished {

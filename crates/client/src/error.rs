@@ -176,7 +176,7 @@ pub enum Error {
     #[error("{}", describe_refusal(.0))]
     NotStarted(Box<Refused>),
     /// What answers there speaks no TLS that afar speaks.
-    #[error("{host}:{port} does not answer as an afar server does: TLS: {problem}")]
+    #[error("{host}:{port} does not answer as an afar server does: TLS: {}", escaped(.problem))]
     Tls {
         /// The host.
         host: String,
@@ -184,6 +184,12 @@ pub enum Error {
         port: u16,
         /// What TLS says.
         problem: String,
+    },
+    /// The server let the client in and then had nobody to give the request to.
+    #[error("the server can't run commands now: {}", escape_for_terminal(.message.as_bytes()))]
+    Unavailable {
+        /// What it said.
+        message: String,
     },
     /// The server broke off the login, or broke its rules.
     #[error("{host} ended the login: {}", escaped(.source))]
@@ -264,7 +270,7 @@ impl Error {
             | Self::Sign(_)
             | Self::LoginLink { .. }
             | Self::Login { .. } => Phase::Authenticate,
-            Self::Open(_) => Phase::Authorize,
+            Self::Open(_) | Self::Unavailable { .. } => Phase::Authorize,
             Self::NotStarted(refused) => refused.phase,
             Self::ConnectTimeout { phase, .. }
             | Self::LinkLost { phase, .. }
@@ -299,7 +305,7 @@ impl Error {
             Self::SshConfig(_) | Self::SshConfigPath(_) | Self::NoHome => "bad_configuration",
             Self::Resolve { .. } => "unresolved",
             Self::Connect { .. } | Self::Tls { .. } | Self::ConnectTimeout { .. } => "unreachable",
-            Self::Local(_) | Self::NoLauncher => "no_supervisor",
+            Self::Local(_) | Self::NoLauncher | Self::Unavailable { .. } => "no_supervisor",
             Self::HostKey(_) | Self::KnownHostsTooLarge(_) | Self::KnownHostsEdit(_) => "host_key",
             Self::File(_)
             | Self::Identity(_)

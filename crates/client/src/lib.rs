@@ -3,6 +3,24 @@
 //! A [`Client`] is set up once; [`Client::connect`] makes a [`Session`] with a target, on which
 //! many commands run at once; each is a [`Job`] with its own streams and its own end.
 //!
+//! ```standalone_crate
+//! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/doc_fixture.rs"));
+//! # fn main() { supervised(|launch| async move {
+//! use afar_client::{Client, Command, Target};
+//!
+//! let client = Client::builder().launcher(launch).build();
+//! let target = Target::parse("local")?; // or "alice@web", or "web:2327"
+//! let session = client.connect(&target).await?;
+//! let hello = session.start(Command::argv(["printf", "%s|", "a b", "$HOME"]))?;
+//! let count = session.start(Command::script("seq 1 1000 | wc -l"))?;
+//! assert_eq!(hello.output(1024).await?.stdout, b"a b|$HOME|");
+//! let count = count.output(1024).await?;
+//! assert_eq!(count.stdout.trim_ascii(), b"1000");
+//! assert!(count.outcome.success());
+//! session.close().await;
+//! # Ok(()) }) }
+//! ```
+//!
 //! See [`Client::run`] for a single command: its request leaves in the same flight as the login.
 //!
 //! # What happens to a command when something goes away

@@ -248,6 +248,20 @@ async fn fault_88_an_outcome_for_a_job_that_was_never_started_is_refused() {
 }
 
 #[tokio::test]
+async fn a_listener_without_a_supervisor_has_started_nothing() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (session, _) = Session::spawn(driver(ours, Role::Client), "host", None);
+    let job = start(&session);
+    let code = GoodbyeCode::Unavailable;
+    let goodbye = afar_proto::message::Goodbye { code, message: "no \x1b[2Jluck".to_owned() };
+    let goodbye = Frame::control(Kind::Goodbye, afar_proto::json::to_vec(&goodbye));
+    theirs.write_all(&goodbye.to_bytes()).await.unwrap();
+    let Finished { outcome, error } = finished(job).await;
+    assert_eq!((outcome.started, outcome.status()), (Started::No, 255));
+    assert_eq!(error.unwrap().to_string(), "the server can't run commands now: no \\x1b[2Jluck");
+}
+
+#[tokio::test]
 async fn dropping_a_job_gives_its_channel_up() {
     let (session, mut peer) = pair();
     let mut job = start(&session);
