@@ -20,7 +20,6 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let Ok(replaced) = known_hosts::replace(data, &names[0].text, &key) else { return };
     let Ok(hosts) = collect(&replaced.bytes) else { return };
     let verdict = hosts.judge(&key);
-    let trusted =
-        matches!(&verdict, Verdict::Known(entry) if entry.name.kind == NameKind::Afar);
+    let trusted = matches!(&verdict, Verdict::Known(entry) if entry.name.kind == NameKind::Afar);
     assert!(trusted || matches!(verdict, Verdict::Revoked(_)), "{verdict:?}");
 });

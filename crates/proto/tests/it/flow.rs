@@ -303,6 +303,21 @@ fn a_stopped_stream_is_told_once_and_reported_no_more() {
     assert_eq!(pair.client_events(), [Event::Stopped { channel, stream: Stream::Stdin }]);
 }
 
+/// W-6.8: and no more credit is granted for it, whatever is consumed of what had come.
+#[test]
+fn a_stopped_stream_gets_no_more_credit() {
+    let mut lone = Lone::new(Role::Client);
+    let channel = lone.connection.open(&samples::spec("job")).unwrap();
+    lone.input(&frame(Kind::Opened, 0, 1, &afar_proto::json::to_vec(&samples::opened("job"))));
+    for at in 0..16 {
+        lone.input(&data(1, 1, at << 16, &[0; 1 << 16]));
+    }
+    lone.channel(channel).stop(Stream::Stdout);
+    lone.sent();
+    lone.channel(channel).consume(Stream::Stdout, 16 << 16);
+    assert_eq!(lone.sent_kinds(), []);
+}
+
 #[test]
 fn nothing_is_written_that_is_not_taken() {
     let mut pair = Pair::new();

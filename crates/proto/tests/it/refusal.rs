@@ -174,3 +174,19 @@ fn fault_01_the_end_of_input_during_a_login_is_a_cut() {
     pair.initiator.handle_eof();
     assert_eq!(pair.initiator.poll_event(), Some(InitiatorEvent::Failed(cut)));
 }
+
+/// W-9.13: the total deadline holds for a refusal too, should its own be later.
+#[test]
+fn a_refusal_at_the_last_moment_does_not_outlive_the_deadline() {
+    let mut pair = AuthPair::greeted();
+    pair.now = Instant::ZERO.after(AUTH_DEADLINE - REFUSAL_DELAY / 2);
+    pair.initiator.authenticate(&Initiator::request_bytes(&request("alice")), b"signature");
+    pair.drive();
+    assert!(matches!(pair.responder_events.pop_front(), Some(ResponderEvent::Attempt(_))));
+    pair.responder.refuse(pair.now);
+    let deadline = Instant::ZERO.after(AUTH_DEADLINE);
+    assert_eq!(pair.responder.poll_timeout(), Some(deadline));
+    pair.responder.handle_timeout(deadline);
+    let timed_out = ResponderEvent::Failed(AuthError::TimedOut);
+    assert_eq!(pair.responder.poll_event(), Some(timed_out));
+}

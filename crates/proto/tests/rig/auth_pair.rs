@@ -90,8 +90,13 @@ impl AuthPair {
                 false => Vec::new(),
             };
             let to_initiator = self.down.receive(self.now, usize::MAX);
-            self.responder.handle_input(self.now, &to_responder);
-            self.initiator.handle_input(&to_initiator);
+            // Nothing is told when nothing has arrived: an end must not live from being prodded.
+            if !to_responder.is_empty() {
+                self.responder.handle_input(self.now, &to_responder);
+            }
+            if !to_initiator.is_empty() {
+                self.initiator.handle_input(&to_initiator);
+            }
             self.collect();
             if to_responder.is_empty() && to_initiator.is_empty() {
                 return;
