@@ -20,12 +20,6 @@ pub fn afar() -> &'static Path {
     })
 }
 
-/// Whether the afar that is tested is a release build, going by where it lies: then the tests of
-/// large amounts take the full amount.
-pub fn is_release() -> bool {
-    afar().parent().and_then(Path::file_name).is_some_and(|name| name == "release")
-}
-
 /// The directory that cargo has put this profile's programs into.
 pub(crate) fn profile_directory() -> PathBuf {
     let test = env::current_exe().expect("a program has a path");

@@ -34,35 +34,21 @@ pub enum Sink {
     File(File),
 }
 
-/// Bytes that no compression and no accident repeats: xorshift64*, eight bytes a step.
+/// Bytes that no compression and no accident repeats, without an end: BLAKE3's extended output.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub struct Random(blake3::OutputReader);
 
 impl Random {
     /// The stream of this seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        // The state must not be zero.
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
-    }
-
-    /// The next eight bytes.
-    pub fn step(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+        Self(blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof())
     }
 }
 
 impl Read for Random {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        for chunk in buffer.chunks_mut(8) {
-            let bytes = self.step().to_le_bytes();
-            for (to, from) in chunk.iter_mut().zip(bytes) {
-                *to = from;
-            }
-        }
+        self.0.fill(buffer);
         Ok(buffer.len())
     }
 }

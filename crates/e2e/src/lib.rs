@@ -41,7 +41,7 @@ pub mod raw;
 mod reaper;
 mod sshd;
 
-pub use binary::{afar, is_release};
+pub use binary::afar;
 pub use client::{Output, Run, Running};
 pub use deadline::{DEADLINE, Deadline};
 pub use fifo::Fifo;
