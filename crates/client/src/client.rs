@@ -43,6 +43,9 @@ pub struct Account {
 /// Finds the local user when it is needed.
 pub type AccountLookup = dyn Fn() -> Option<Account> + Send + Sync;
 
+/// Reads a variable of the environment; the tests have one of their own.
+type VariableLookup = dyn Fn(&OsStr) -> Option<OsString> + Send + Sync;
+
 /// Connects to the user's own supervisor, starting it if it isn't running; checks whose it is. May
 /// block for some milliseconds. The error is a text for the user.
 pub type Launcher = dyn Fn() -> Result<UnixStream, String> + Send + Sync;
@@ -81,14 +84,14 @@ pub(crate) struct Options {
     pub(crate) prompt: Arc<dyn Prompt>,
     pub(crate) launcher: Option<Arc<Launcher>>,
     pub(crate) account: Arc<AccountLookup>,
-    pub(crate) variable: fn(&OsStr) -> Option<OsString>,
+    pub(crate) variable: Arc<VariableLookup>,
 }
 
 /// Sets a [`Client`] up.
 #[derive(Clone)]
 #[must_use]
 pub struct ClientBuilder {
-    options: Options,
+    pub(crate) options: Options,
 }
 
 impl fmt::Debug for Client {
@@ -121,7 +124,7 @@ impl Client {
                 prompt: Arc::new(NoPrompt),
                 launcher: None,
                 account: Arc::new(account_of_environment),
-                variable: |name| std::env::var_os(name),
+                variable: Arc::new(|name| std::env::var_os(name)),
             },
         }
     }

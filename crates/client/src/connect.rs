@@ -496,3 +496,6 @@ impl Connector<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
