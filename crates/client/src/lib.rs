@@ -4,7 +4,7 @@
 //! many commands run at once; each is a [`Job`] with its own streams and its own end.
 //!
 //! ```standalone_crate
-//! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/doc_fixture.rs"));
+//! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/doc_fixture.in"));
 //! # fn main() { supervised(|launch| async move {
 //! use afar_client::{Client, Command, Target};
 //!

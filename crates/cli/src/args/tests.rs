@@ -1,3 +1,5 @@
+//! What the command line means: where options may stand, and what is refused.
+
 use clap::CommandFactory as _;
 
 use super::*;

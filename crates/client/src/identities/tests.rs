@@ -1,3 +1,5 @@
+//! Which keys are offered, in which order, and which are refused.
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
