@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -63,7 +62,7 @@ impl Terminal {
         let run = home.program("setsid", ["--ctty", "--wait", text(afar_e2e::afar())]);
         let run = arguments.iter().fold(run, Run::arg);
         let running = run.stdin_from(Source::File(File::from(side))).spawn();
-        (Self { controller: File::from(OwnedFd::from(controller)), shown: Vec::new() }, running)
+        (Self { controller: File::from(controller), shown: Vec::new() }, running)
     }
 
     /// Waits until this is shown, after what was waited for before.
@@ -73,7 +72,7 @@ impl Terminal {
         loop {
             let shown = String::from_utf8_lossy(&self.shown).into_owned();
             if let Some(at) = shown.find(text) {
-                self.shown = shown[at + text.len()..].as_bytes().to_vec();
+                self.shown = shown.as_bytes()[at + text.len()..].to_vec();
                 return;
             }
             assert!(deadline.readable(&self.controller), "{text:?} is not shown, but {shown:?}");
