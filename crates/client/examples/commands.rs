@@ -4,6 +4,7 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use afar_client::{Client, Command, Session, SshConfig, Target};
@@ -66,14 +67,14 @@ async fn main() -> Result<(), Failure> {
         builder = builder.known_hosts(path);
     }
     let client = builder.build();
-    let session = std::sync::Arc::new(client.connect(&Target::parse(&args.target)?).await?);
+    let session = Arc::new(client.connect(&Target::parse(&args.target)?).await?);
     // The first command starts the supervisor if need be, which is not what is measured.
     run_one(&session).await?;
 
     let started = Instant::now();
     let mut workers = JoinSet::new();
     for worker in 0..args.in_flight {
-        let session = std::sync::Arc::clone(&session);
+        let session = Arc::clone(&session);
         let share = args.count / args.in_flight + usize::from(worker < args.count % args.in_flight);
         workers.spawn(async move {
             for _ in 0..share {
@@ -86,6 +87,9 @@ async fn main() -> Result<(), Failure> {
         result??;
     }
     let per_s = args.count as f64 / started.elapsed().as_secs_f64();
+    if let Some(session) = Arc::into_inner(session) {
+        session.close().await;
+    }
     writeln!(std::io::stdout(), "commands_per_s {per_s:.0}")?;
     Ok(())
 }

@@ -41,11 +41,15 @@ pub(super) struct Output {
 impl Output {
     /// The streams as this process was started with.
     pub(super) fn new() -> Self {
+        Self::over([rustix::stdio::stdout(), rustix::stdio::stderr()])
+    }
+
+    fn over(descriptors: Descriptors) -> Self {
         let changed = Arc::new(Notify::new());
-        let same = same_file();
+        let lane = || Lane::new(descriptors, Arc::clone(&changed));
         Self {
-            stdout: Lane::new(Arc::clone(&changed)),
-            stderr: (!same).then(|| Lane::new(Arc::clone(&changed))),
+            stdout: lane(),
+            stderr: (!same_file(descriptors)).then(lane),
             failed: [false; 2],
             changed,
         }
@@ -105,13 +109,16 @@ fn slot(stream: Stream) -> usize {
     usize::from(stream == Stream::Stderr)
 }
 
-fn descriptor(stream: Stream) -> BorrowedFd<'static> {
-    if stream == Stream::Stderr { rustix::stdio::stderr() } else { rustix::stdio::stdout() }
+/// Stdout and stderr; they live as long as the process.
+type Descriptors = [BorrowedFd<'static>; 2];
+
+fn descriptor([stdout, stderr]: Descriptors, stream: Stream) -> BorrowedFd<'static> {
+    if stream == Stream::Stderr { stderr } else { stdout }
 }
 
 /// Whether stdout and stderr are one file, so that the order between them can be seen.
-fn same_file() -> bool {
-    match (fstat(rustix::stdio::stdout()), fstat(rustix::stdio::stderr())) {
+fn same_file([stdout, stderr]: Descriptors) -> bool {
+    match (fstat(stdout), fstat(stderr)) {
         (Ok(out), Ok(err)) => {
             (out.st_dev, out.st_ino, out.st_rdev) == (err.st_dev, err.st_ino, err.st_rdev)
         }
@@ -131,6 +138,7 @@ struct Lane {
 /// What a lane and its thread share.
 #[derive(Debug)]
 struct Shared {
+    descriptors: Descriptors,
     queue: Mutex<Queue>,
     work: Condvar,
     changed: Arc<Notify>,
@@ -190,15 +198,15 @@ fn is_writable_now(fd: BorrowedFd<'_>) -> bool {
 }
 
 impl Lane {
-    fn new(changed: Arc<Notify>) -> Self {
-        let shared = Shared { queue: Mutex::default(), work: Condvar::new(), changed };
+    fn new(descriptors: Descriptors, changed: Arc<Notify>) -> Self {
+        let shared = Shared { descriptors, queue: Mutex::default(), work: Condvar::new(), changed };
         Self { shared: Arc::new(shared), running: false, directness: [None; 2] }
     }
 
     fn push(&mut self, stream: Stream, mut bytes: Bytes) {
         let idle = self.shared.lock().bytes == 0;
         if idle && self.may_write_now(stream, bytes.len()) {
-            match write_some(stream, &bytes) {
+            match write_some(self.fd(stream), &bytes) {
                 Ok(written) => bytes.advance(written),
                 Err(Errno::AGAIN) => {}
                 Err(error) => return self.fail(stream, error.into()),
@@ -211,9 +219,13 @@ impl Lane {
     }
 
     fn may_write_now(&mut self, stream: Stream, bytes: usize) -> bool {
-        let fd = descriptor(stream);
+        let fd = self.fd(stream);
         let Some(known) = self.directness.get_mut(slot(stream)) else { return false };
         known.get_or_insert_with(|| Directness::of(fd)).allows(fd, bytes)
+    }
+
+    fn fd(&self, stream: Stream) -> BorrowedFd<'static> {
+        descriptor(self.shared.descriptors, stream)
     }
 
     fn fail(&self, stream: Stream, error: io::Error) {
@@ -234,7 +246,7 @@ impl Lane {
             }
             // Larger pipes mean fewer switches between us and the reader; where the system does not
             // allow it they work all the same.
-            let _ = rustix::pipe::fcntl_setpipe_size(descriptor(stream), PIPE_BUFFER_BYTES);
+            let _ = rustix::pipe::fcntl_setpipe_size(self.fd(stream), PIPE_BUFFER_BYTES);
         }
         let mut queue = self.shared.lock();
         queue.bytes += bytes.len();
@@ -245,8 +257,8 @@ impl Lane {
 }
 
 /// One write, of as much as is taken.
-fn write_some(stream: Stream, bytes: &[u8]) -> Result<usize, Errno> {
-    rustix::io::retry_on_intr(|| rustix::io::write(descriptor(stream), bytes))
+fn write_some(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+    rustix::io::retry_on_intr(|| rustix::io::write(fd, bytes))
 }
 
 /// The thread of a lane.
@@ -264,7 +276,8 @@ fn write_all(shared: &Shared) {
         };
         let length = bytes.len();
         let already_failed = failed.get(slot(stream)).copied().unwrap_or(true);
-        let result = if already_failed { Ok(()) } else { write_blocking(stream, &mut bytes) };
+        let fd = descriptor(shared.descriptors, stream);
+        let result = if already_failed { Ok(()) } else { write_blocking(fd, &mut bytes) };
         let mut queue = shared.lock();
         queue.bytes -= length;
         if let Err(error) = result {
@@ -278,20 +291,20 @@ fn write_all(shared: &Shared) {
     }
 }
 
-fn write_blocking(stream: Stream, bytes: &mut Bytes) -> io::Result<()> {
+fn write_blocking(fd: BorrowedFd<'_>, bytes: &mut Bytes) -> io::Result<()> {
     while !bytes.is_empty() {
-        match write_some(stream, bytes) {
+        match write_some(fd, bytes) {
             Ok(written) => bytes.advance(written),
             // Somebody else has made the descriptor non-blocking.
-            Err(Errno::AGAIN) => {
-                let fd = descriptor(stream);
-                match poll(&mut [PollFd::new(&fd, PollFlags::OUT)], None) {
-                    Ok(_) | Err(Errno::INTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
+            Err(Errno::AGAIN) => match poll(&mut [PollFd::new(&fd, PollFlags::OUT)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            },
             Err(error) => return Err(error.into()),
         }
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
