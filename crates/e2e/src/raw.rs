@@ -171,6 +171,7 @@ pub struct Link {
     socket: TcpStream,
     tls: rustls::Connection,
     plaintext: Vec<u8>,
+    received_bytes: usize,
     end: Option<End>,
 }
 
@@ -184,13 +185,19 @@ impl Link {
         socket.set_nodelay(true).expect("a TCP socket takes the option");
         socket.set_read_timeout(Some(DEADLINE)).expect("a TCP socket takes the option");
         socket.set_write_timeout(Some(DEADLINE)).expect("a TCP socket takes the option");
-        Self { socket, tls: tls.into(), plaintext: Vec::new(), end: None }
+        Self { socket, tls: tls.into(), plaintext: Vec::new(), received_bytes: 0, end: None }
     }
 
     /// The TCP socket.
     #[must_use]
     pub fn socket(&self) -> &TcpStream {
         &self.socket
+    }
+
+    /// How many bytes have come over the socket: what somebody sees who only watches the line.
+    #[must_use]
+    pub fn received_bytes(&self) -> usize {
+        self.received_bytes
     }
 
     /// The TLS connection.
@@ -312,7 +319,10 @@ impl Link {
         let mut buffer = vec![0; CHUNK_BYTES];
         match self.socket.read(&mut buffer) {
             Ok(0) => self.end = Some(End::Cut),
-            Ok(count) => self.decrypt(&buffer[..count]),
+            Ok(count) => {
+                self.received_bytes += count;
+                self.decrypt(&buffer[..count]);
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 fail("the peer said nothing for the whole deadline");
