@@ -1,16 +1,21 @@
 //! Asks the person at the terminal, whatever stdin and stdout are connected to.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::sync::{Mutex, PoisonError};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use afar_client::{Answer, HostKeyQuestion, LockedIdentity, Notice, Prompt};
 use afar_core::escape::escape_for_terminal;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use zeroize::Zeroizing;
 
 use crate::console::{Verbosity, say};
 
 /// Longest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 1024;
+
+/// Longest passphrase that is read.
+const PASSPHRASE_BYTES_MAX: usize = 4096;
 
 /// Asks at `/dev/tty`, as ssh does; where there is none, nobody is there.
 pub(crate) struct TerminalPrompt {
@@ -32,17 +37,12 @@ impl Prompt for TerminalPrompt {
         terminal.ask_host_key(question)
     }
 
-    fn passphrase(
-        &self,
-        key: &LockedIdentity<'_>,
-        attempt: u32,
-    ) -> Option<zeroize::Zeroizing<Vec<u8>>> {
+    fn passphrase(&self, key: &LockedIdentity<'_>, attempt: u32) -> Option<Zeroizing<Vec<u8>>> {
         let _guard = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
-        Terminal::open()?;
+        let mut terminal = Terminal::open()?;
         let again = if attempt > 1 { "Wrong passphrase. " } else { "" };
         let text = format!("{again}Passphrase for {}: ", escape_for_terminal(path_bytes(key)));
-        let passphrase = rpassword::prompt_password(text).ok()?;
-        Some(zeroize::Zeroizing::new(passphrase.into_bytes()))
+        terminal.ask_hidden(&text)
     }
 
     fn notice(&self, notice: &Notice) {
@@ -90,6 +90,65 @@ impl Terminal {
                 (Ok(_), None) => "Please say yes, no, or the fingerprint: ".clone_into(&mut text),
             }
         }
+    }
+}
+
+impl Terminal {
+    /// Asks for a line that is not shown. `None` at the end of input, or without a terminal.
+    fn ask_hidden(&mut self, text: &str) -> Option<Zeroizing<Vec<u8>>> {
+        let shown = tcgetattr(&self.writer).ok()?;
+        let mut hidden = shown.clone();
+        hidden.local_modes.remove(LocalModes::ECHO);
+        self.writer.write_all(text.as_bytes()).ok()?;
+        let saved = Saved { terminal: self.writer.try_clone().ok()?, shown };
+        *lock_saved() = Some(saved);
+        // What was typed before the question was asked is no answer to it.
+        let line = match tcsetattr(&self.writer, OptionalActions::Flush, &hidden) {
+            Ok(()) => self.read_line(),
+            Err(_) => None,
+        };
+        restore();
+        line
+    }
+
+    /// A line without its end. Read byte by byte, so that no buffer that is not wiped has held it.
+    fn read_line(&mut self) -> Option<Zeroizing<Vec<u8>>> {
+        let mut line = Zeroizing::new(Vec::with_capacity(PASSPHRASE_BYTES_MAX));
+        let mut byte = Zeroizing::new([0_u8]);
+        while line.len() < PASSPHRASE_BYTES_MAX {
+            match self.writer.read(byte.as_mut_slice()) {
+                Ok(0) if line.is_empty() => return None,
+                Ok(0) => break,
+                Ok(_) if *byte == [b'\n'] => break,
+                Ok(_) => line.extend_from_slice(byte.as_slice()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+        Some(line)
+    }
+}
+
+/// A terminal that does not show what is typed, and how it was before.
+struct Saved {
+    terminal: File,
+    shown: Termios,
+}
+
+/// `Some` iff a terminal does not show what is typed. A signal ends the program without unwinding
+/// the thread that asks, so whoever handles it has to find this.
+static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
+
+fn lock_saved() -> MutexGuard<'static, Option<Saved>> {
+    SAVED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets the terminal show again what is typed, if it does not, from a new line on.
+pub(crate) fn restore() {
+    if let Some(Saved { mut terminal, shown }) = lock_saved().take() {
+        // A terminal that has hung up shows nothing anyway.
+        let _ = tcsetattr(&terminal, OptionalActions::Now, &shown);
+        let _ = terminal.write_all(b"\n");
     }
 }
 

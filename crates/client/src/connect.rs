@@ -405,6 +405,8 @@ impl Connector<'_> {
         let limit = self.login_limit(attempt);
         let logged_in = login(tcp, tls, side, who, connection, clock);
         let result = tokio::time::timeout(limit, Box::pin(logged_in)).await;
+        // What comes after this connection is known, or told, by its result.
+        self.client.in_flight.store(false, Ordering::Relaxed);
         self.remember_first_sight(proved.get());
         // Before the host has proved its key nothing of the command has left this machine.
         let may_have_started = pipelined.is_some() && proved.get().is_some();

@@ -23,6 +23,7 @@ use afar_client::{
 
 use crate::console::{self, Verbosity, say};
 use crate::exit::Exit;
+use crate::prompt;
 use output::Output;
 use result_file::ResultFile;
 use signals::Action;
@@ -84,7 +85,10 @@ pub(crate) async fn execute(
             }
             Err(error) => Ending::early(&target.to_string(), error),
         },
-        signal = signals.next_ending() => Ending::interrupted(client, target, signal),
+        signal = signals.next_ending() => {
+            prompt::restore();
+            Ending::interrupted(client, target, signal)
+        }
     };
     conclude(ending, &options, output, result, &mut signals).await
 }
