@@ -8,8 +8,9 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use afar_sys::child::{Child, Session};
+use afar_sys::child::{Child, ExitStatus, Session};
 use afar_sys::private_files::{PrivateDirError, ensure_private_dir};
 use afar_sys::socket::{connect_unix, peer_credentials};
 use afar_sys::spawn::{SpawnError, SpawnRequest, Stdio, spawn};
@@ -20,6 +21,12 @@ use crate::paths::{SOCKET_NAME, runtime_dir, state_dir};
 /// How often a supervisor is started before giving up: one that ends for idleness just as we come
 /// takes a second try, and two such accidents in a row do not happen.
 const ATTEMPTS: u32 = 3;
+
+/// How long another supervisor, which has taken the lock, may need until it listens.
+const WINNER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often is looked whether it does.
+const WINNER_POLL: Duration = Duration::from_millis(2);
 
 /// Size at which a supervisor's log starts anew.
 const LOG_BYTES_MAX: u64 = 1024 * 1024;
@@ -100,16 +107,31 @@ pub fn connect_running() -> Result<Option<UnixStream>, LaunchError> {
 /// # Errors
 /// See [`LaunchError`].
 pub fn connect(executable: &Path) -> Result<Launched, LaunchError> {
-    let mut started = None;
+    if let Some(stream) = connect_running()? {
+        return Ok(Launched { stream, started: None });
+    }
     for _ in 0..ATTEMPTS {
-        if let Some(stream) = connect_running()? {
-            return Ok(Launched { stream, started });
+        let mut started = start(executable)?;
+        // One that lost the race for the lock to another has ended by now, and the other one may
+        // need a moment until it listens.
+        let deadline = Instant::now() + WINNER_TIMEOUT;
+        while Instant::now() < deadline {
+            if let Some(stream) = connect_running()? {
+                return Ok(Launched { stream, started: Some(started) });
+            }
+            if has_failed(&mut started) {
+                return Err(LaunchError::Ended { log: log_path() });
+            }
+            std::thread::sleep(WINNER_POLL);
         }
-        // Whoever loses the race for the lock ends at once and leaves the socket to the winner,
-        // which has told nobody yet that it listens: hence the wait inside.
-        started = Some(start(executable)?);
     }
     Err(LaunchError::Ended { log: log_path() })
+}
+
+/// Whether it has ended otherwise than one does that finds another supervisor at work.
+fn has_failed(supervisor: &mut Child) -> bool {
+    let success = ExitStatus::Exited { code: 0 };
+    matches!(supervisor.try_wait(), Ok(Some(ended)) if ended.status != success)
 }
 
 fn check_owner(stream: UnixStream, path: &Path) -> Result<UnixStream, LaunchError> {
