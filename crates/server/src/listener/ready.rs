@@ -17,13 +17,17 @@ pub(super) fn announce(ready: &Ready, ready_file: Option<&Path>) -> Result<(), S
     Ok(())
 }
 
-/// Whoever waits for the file must never read half of it: it appears whole or not at all.
+/// Whoever waits for the file must never read half of it: it appears whole or not at all. It may be
+/// wanted in a directory that others can write too, where the name that it has until then could be
+/// somebody's link to a file of ours: so it is made anew, or not at all.
 fn write_ready_file(ready: &Ready, path: &Path) -> std::io::Result<()> {
     let text: String = ready.addresses.iter().map(|address| format!("{address}\n")).collect();
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", std::process::id()));
     let temporary = Path::new(&name);
-    let mut file = std::fs::File::create(temporary)?;
+    // Of an earlier process of this number that was killed between the two steps.
+    let _ = std::fs::remove_file(temporary);
+    let mut file = std::fs::File::create_new(temporary)?;
     file.write_all(text.as_bytes())?;
     std::fs::rename(temporary, path)
 }
@@ -43,5 +47,26 @@ fn notify_service_manager() {
         _ => {
             let _ = socket.send_to(b"READY=1\n", &path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_63_a_planted_link_is_not_written_through() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, precious) = (directory.path().join("ready"), directory.path().join("precious"));
+        std::fs::write(&precious, "mine").unwrap();
+        let planted = directory.path().join(format!("ready.{}", std::process::id()));
+        for link in [&planted, &path] {
+            std::os::unix::fs::symlink(&precious, link).unwrap();
+        }
+        let addresses = vec!["127.0.0.1:2327".parse().unwrap()];
+        let ready = Ready { addresses, host_keys: Vec::new(), created: None };
+        write_ready_file(&ready, &path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "127.0.0.1:2327\n");
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "mine");
     }
 }
