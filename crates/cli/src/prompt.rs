@@ -99,14 +99,14 @@ impl Terminal {
         let shown = tcgetattr(&self.writer).ok()?;
         let mut hidden = shown.clone();
         hidden.local_modes.remove(LocalModes::ECHO);
-        self.writer.write_all(text.as_bytes()).ok()?;
         let saved = Saved { terminal: self.writer.try_clone().ok()?, shown };
         *lock_saved() = Some(saved);
-        // What was typed before the question was asked is no answer to it.
-        let line = match tcsetattr(&self.writer, OptionalActions::Flush, &hidden) {
-            Ok(()) => self.read_line(),
-            Err(_) => None,
-        };
+        // What was typed before the question was asked is no answer to it, and thrown away; whoever
+        // has read the question may answer at once, so nothing is thrown away or shown after it.
+        let asked = tcsetattr(&self.writer, OptionalActions::Flush, &hidden)
+            .map_err(io::Error::from)
+            .and_then(|()| self.writer.write_all(text.as_bytes()));
+        let line = asked.ok().and_then(|()| self.read_line());
         restore();
         line
     }
