@@ -40,6 +40,7 @@ mod proxy;
 pub mod raw;
 mod reaper;
 mod sshd;
+mod terminal;
 
 pub use binary::afar;
 pub use client::{Output, Run, Running};
@@ -51,6 +52,7 @@ pub use host::{Host, HostBuilder};
 pub use process::{Memory, Process};
 pub use proxy::{Direction, Proxy};
 pub use sshd::Sshd;
+pub use terminal::Terminal;
 
 /// Fails the test.
 #[expect(clippy::panic, reason = "a test fails by a panic")]

@@ -3,17 +3,17 @@
 #![cfg(test)]
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Write as _, pipe};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use afar_client::{Account, Client, Command, Error, SshConfig, Target};
 use afar_e2e::raw::{FakeServer, Key, RawClient, control};
-use afar_e2e::{DEADLINE, Deadline, Direction, Home, Host, Output, Proxy, Run, Running, Source};
+use afar_e2e::{DEADLINE, Direction, Home, Host, Output, Proxy, Run, Running, Source, Terminal};
 use afar_proto::frame::Kind;
 use rustix::process::Signal;
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 /// `afar run OPTIONS TARGET echo in` of a home; the options say what keys there are.
 fn run_with(home: &Home, options: &[&str], target: &str) -> Run {
@@ -43,52 +43,6 @@ fn passphrase(key: &Path, passphrase: &str) {
     let _ = Run::new("ssh-keygen", change).output().success();
 }
 
-/// A terminal with nobody but the test at it.
-struct Terminal {
-    controller: File,
-    shown: Vec<u8>,
-}
-
-impl Terminal {
-    /// Starts a program as the leader of a session on a terminal of its own.
-    fn spawn(home: &Home, arguments: &[&str]) -> (Self, Running) {
-        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&controller).unwrap();
-        unlockpt(&controller).unwrap();
-        let name = ptsname(&controller, Vec::new()).unwrap();
-        let path = PathBuf::from(name.to_str().unwrap());
-        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
-        let side = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap();
-        let run = home.program("setsid", ["--ctty", "--wait", text(afar_e2e::afar())]);
-        let run = arguments.iter().fold(run, Run::arg);
-        let running = run.stdin_from(Source::File(File::from(side))).spawn();
-        (Self { controller: File::from(controller), shown: Vec::new() }, running)
-    }
-
-    /// Waits until this is shown, after what was waited for before.
-    #[track_caller]
-    fn wait_for(&mut self, text: &str) {
-        let deadline = Deadline::after(DEADLINE);
-        loop {
-            let shown = String::from_utf8_lossy(&self.shown).into_owned();
-            if let Some(at) = shown.find(text) {
-                self.shown = shown.as_bytes()[at + text.len()..].to_vec();
-                return;
-            }
-            assert!(deadline.readable(&self.controller), "{text:?} is not shown, but {shown:?}");
-            let mut buffer = [0; 4096];
-            // The other side may be closed: EIO.
-            let count = self.controller.read(&mut buffer).unwrap_or(0);
-            assert!(count > 0, "{text:?} was not shown, but {shown:?}");
-            self.shown.extend_from_slice(&buffer[..count]);
-        }
-    }
-
-    fn type_line(&mut self, line: &str) {
-        self.controller.write_all(format!("{line}\n").as_bytes()).unwrap();
-    }
-}
-
 #[test]
 fn a_key_file_is_enough() {
     let host = Host::start();
@@ -104,7 +58,7 @@ fn a_locked_key_is_unlocked_by_the_person_at_the_terminal() {
     passphrase(&host.key(), "open sesame");
     let (target, known) = (host.target(), host.known_hosts());
     let words = ["run", "-F", "none", "--known-hosts", text(&known), "-n", &target, "echo", "in"];
-    let (mut terminal, run) = Terminal::spawn(&host, &words);
+    let (mut terminal, run) = Terminal::afar(&host, &words);
     terminal.wait_for("Passphrase for ");
     terminal.wait_for(".ssh/id_ed25519: ");
     terminal.type_line("wrong");
@@ -114,7 +68,7 @@ fn a_locked_key_is_unlocked_by_the_person_at_the_terminal() {
     assert_in(&output);
     // Nothing of what was typed is shown anywhere.
     assert!(!output.error_text().contains("sesame"), "{output:?}");
-    assert!(!String::from_utf8_lossy(&terminal.shown).contains("sesame"));
+    assert!(!terminal.shown().contains("sesame"));
 }
 
 #[test]
@@ -123,7 +77,7 @@ fn a_passphrase_that_stays_wrong_is_an_end() {
     passphrase(&host.key(), "open sesame");
     let (target, known) = (host.target(), host.known_hosts());
     let words = ["run", "-F", "none", "--known-hosts", text(&known), "-n", &target, "echo", "in"];
-    let (mut terminal, run) = Terminal::spawn(&host, &words);
+    let (mut terminal, run) = Terminal::afar(&host, &words);
     for _ in 0..3 {
         terminal.wait_for("Passphrase for ");
         terminal.type_line("wrong");
@@ -168,13 +122,56 @@ fn a_passphrase_is_asked_for_with_no_connection_open() {
     home.trust(server.address(), &host_key);
     let (target, known) = (server.address().to_string(), home.known_hosts());
     let words = ["run", "-F", "none", "--known-hosts", text(&known), "-n", &target, "true"];
-    let (mut terminal, run) = Terminal::spawn(&home, &words);
+    let (mut terminal, run) = Terminal::afar(&home, &words);
     terminal.wait_for("Passphrase for ");
     // Nobody has typed anything, and it has gone: without an AUTH, without a request.
     let (frames, _) = has_ended.recv_timeout(DEADLINE).expect("the connection is closed by now");
     assert_eq!(frames, []);
     terminal.type_line("open sesame");
     run.wait().expect_code(255);
+}
+
+/// A run whose stdin holds some bytes; what of them is still there at its end.
+fn left_of_stdin(run: Run) -> (Output, Vec<u8>) {
+    let (mut ours, mut theirs) = pipe().unwrap();
+    theirs.write_all(b"still here").unwrap();
+    drop(theirs);
+    let stdin = ours.try_clone().unwrap();
+    let output = run.stdin_from(Source::File(File::from(OwnedFd::from(stdin)))).output();
+    let mut left = Vec::new();
+    ours.read_to_end(&mut left).unwrap();
+    (output, left)
+}
+
+#[test]
+fn nothing_of_stdin_is_read_for_a_command_that_is_not_started() {
+    let host = Host::start();
+    let (output, left) = left_of_stdin(host.run(["/no/such/program"]));
+    output.expect_code(127);
+    assert_eq!(left, b"still here");
+    // What a job is started for is read: nothing is left.
+    let (output, left) = left_of_stdin(host.run(["cat"]));
+    assert_eq!((output.success().text(), left), ("still here", Vec::new()));
+    host.write("authorized_keys", "");
+    let (output, left) = left_of_stdin(host.run(["cat"]));
+    output.expect_code(255);
+    assert_eq!(left, b"still here");
+}
+
+#[test]
+fn a_refusal_is_said_however_large_the_request_behind_it_is() {
+    let host = Host::start();
+    host.write("authorized_keys", "");
+    // Two megabytes, in arguments that the kernel takes.
+    let word = "x".repeat(100_000);
+    for _ in 0..20 {
+        let run = (0..15).fold(host.run(["--", "echo"]), |run, _| run.arg(&word));
+        let output = run.output();
+        output.expect_code(255);
+        let said = output.error_text();
+        assert!(said.contains("accepts none of the keys"), "{said}");
+        assert!(said.contains("the command was not started"), "{said}");
+    }
 }
 
 /// An ssh-agent of the test's.

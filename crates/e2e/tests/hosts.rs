@@ -3,10 +3,11 @@
 #![cfg(test)]
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
-use afar_e2e::{Home, Host, Output, Run};
+use afar_e2e::{Home, Host, Output, Run, Running, Terminal};
 
 /// A host of which nothing is known yet.
 struct Stranger {
@@ -317,5 +318,112 @@ fn a_file_of_known_hosts_that_cannot_be_read_is_an_end() {
         let output = stranger.run(options);
         output.expect_code(255);
         assert!(output.error_text().contains("known_hosts"), "{output:?}");
+    }
+}
+
+/// A run at a terminal, up to the question whether the host is to be trusted.
+fn ask(stranger: &Stranger) -> (Terminal, Running) {
+    let (key, known) = (stranger.host.key(), stranger.host.known_hosts());
+    let (key, known) = (key.to_str().unwrap(), known.to_str().unwrap());
+    let target = stranger.host.target();
+    let words =
+        ["run", "-F", "none", "-i", key, "--known-hosts", known, "-n", &target, "echo", "in"];
+    let (mut terminal, run) = Terminal::afar(&stranger.host, &words);
+    terminal.wait_for(&fingerprint(&stranger.host.host_key()));
+    terminal.wait_for("(yes, no, or the fingerprint)? ");
+    (terminal, run)
+}
+
+#[test]
+fn a_person_at_a_terminal_is_asked_and_heard() {
+    let stranger = Stranger::new();
+    let right = fingerprint(&stranger.host.host_key());
+    for answer in ["no", "SHA256:0000000000000000000000000000000000000000000"] {
+        let (mut terminal, run) = ask(&stranger);
+        terminal.type_line(answer);
+        let output = run.wait();
+        assert_eq!(output.expect_code(255).text(), "");
+        assert_eq!(stranger.known(), "");
+    }
+    for answer in ["yes", right.as_str()] {
+        let (mut terminal, run) = ask(&stranger);
+        // What is neither is asked about again.
+        terminal.type_line("y");
+        terminal.wait_for("Please say yes, no, or the fingerprint: ");
+        terminal.type_line(answer);
+        assert_eq!(run.wait().success().text(), "in\n");
+        stranger.assert_in(&[]);
+        fs::remove_file(stranger.host.known_hosts()).unwrap();
+    }
+}
+
+#[test]
+fn the_answer_is_about_the_key_that_was_shown() {
+    // While a person looks at the fingerprint, another host takes the place of the first one.
+    let stranger = Stranger::new();
+    let proxy = Switch::new(stranger.host.address());
+    let (key, known) = (stranger.host.key(), stranger.host.known_hosts());
+    let target = stranger.host.target_via(proxy.address());
+    let words = [
+        "run",
+        "-F",
+        "none",
+        "-i",
+        key.to_str().unwrap(),
+        "--known-hosts",
+        known.to_str().unwrap(),
+        "-n",
+        &target,
+        "echo",
+        "in",
+    ];
+    let (mut terminal, run) = Terminal::afar(&stranger.host, &words);
+    terminal.wait_for("(yes, no, or the fingerprint)? ");
+    let impostor = Host::start();
+    proxy.switch_to(impostor.address());
+    terminal.type_line("yes");
+    let output = run.wait();
+    assert_eq!(output.expect_code(255).text(), "");
+    assert!(output.error_text().contains(&fingerprint(&impostor.host_key())), "{output:?}");
+    // What was said yes to is known, and nothing else.
+    assert!(stranger.known().contains(&key_fields(&stranger.host.host_key())));
+    assert!(!stranger.known().contains(&key_fields(&impostor.host_key())));
+}
+
+/// Passes each connection on to where it was last told to.
+struct Switch {
+    address: SocketAddr,
+    to: Arc<Mutex<SocketAddr>>,
+}
+
+impl Switch {
+    fn new(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let to = Arc::new(Mutex::new(to));
+        let now = Arc::clone(&to);
+        std::thread::spawn(move || {
+            while let Ok((mut client, _)) = listener.accept() {
+                let mut server = TcpStream::connect(*now.lock().unwrap()).unwrap();
+                let (mut up, mut down) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut up, &mut server);
+                    let _ = server.shutdown(Shutdown::Write);
+                });
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut down, &mut client);
+                    let _ = client.shutdown(Shutdown::Write);
+                });
+            }
+        });
+        Self { address, to }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn switch_to(&self, address: SocketAddr) {
+        *self.to.lock().unwrap() = address;
     }
 }
