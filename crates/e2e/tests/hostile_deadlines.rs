@@ -226,6 +226,7 @@ async fn fault_07_half_a_client_hello_is_closed_at_the_deadline() {
 async fn fault_05_no_byte_moves_the_deadline_of_the_handshake() {
     let (elapsed, error) = serve(|mut socket| async move {
         for byte in client_hello() {
+            // tidy: in simulated time.
             tokio::time::sleep(Duration::from_millis(300)).await;
             if socket.write_all(&[byte]).await.is_err() {
                 return;
@@ -256,6 +257,7 @@ async fn fault_05_no_byte_moves_the_deadline_of_the_login() {
         let mut client = Client::connect(socket).await;
         let hello = Hello { version: 1, software: "slow".into(), features: Vec::new() };
         for byte in Frame::control(Kind::Hello, json::to_vec(&hello)).to_bytes() {
+            // tidy: in simulated time.
             tokio::time::sleep(Duration::from_secs(4)).await;
             if client.ended {
                 break;
@@ -274,6 +276,7 @@ async fn a_refused_client_that_stays_is_closed_at_the_deadline() {
     let (elapsed, error) = serve(|socket| async move {
         // Nothing more is sent, and the client's side does not end before the server's has.
         let _client = refused_after(socket, Duration::ZERO).await;
+        // tidy: in simulated time.
         tokio::time::sleep(AUTH_DEADLINE * 2).await;
     })
     .await;
@@ -310,6 +313,7 @@ async fn refused_after(socket: TcpStream, pause: Duration) -> Client {
     let mut signature = signer.sign(&transcript.to_bytes()).await.unwrap();
     *signature.last_mut().unwrap() ^= 1;
     initiator.authenticate(&request, &signature);
+    // tidy: in simulated time.
     tokio::time::sleep(pause).await;
     let sent = Instant::now();
     client.send(&initiator.take_transmit()).await;
@@ -347,6 +351,7 @@ async fn serve_agent(listener: tokio::net::UnixListener, blob: Vec<u8>, thought:
             let answer = if request == [11] {
                 [&[12, 0, 0, 0, 1], string(&blob).as_slice(), &string(b"key")].concat()
             } else {
+                // tidy: in simulated time.
                 tokio::time::sleep(thought).await;
                 vec![5]
             };
