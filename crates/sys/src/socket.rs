@@ -141,6 +141,15 @@ pub fn set_tcp_nodelay(socket: impl AsFd) -> io::Result<()> {
     Ok(sockopt::set_tcp_nodelay(socket, true)?)
 }
 
+/// Asks for a send buffer of `bytes` (SO_SNDBUF); the kernel grants at most its own limit
+/// (`/proc/sys/net/core/wmem_max`).
+///
+/// # Errors
+/// Those of setsockopt(2), none of which an open socket has for this.
+pub fn set_send_buffer(socket: impl AsFd, bytes: usize) -> io::Result<()> {
+    Ok(sockopt::set_socket_send_buffer_size(socket, bytes)?)
+}
+
 /// Bounds what waits unsent in the kernel (TCP_NOTSENT_LOWAT): above it the socket is not writable,
 /// so that a small urgent write stands behind at most that much.
 ///

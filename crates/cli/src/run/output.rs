@@ -27,6 +27,9 @@ const PIPE_BYTES: usize = 4096;
 /// What a pipe is asked to hold once bulk goes through it.
 const PIPE_BUFFER_BYTES: usize = 256 * 1024;
 
+/// Pieces of one vectored write; the kernel's limit is 1,024 (IOV_MAX).
+const PIECES_MAX: usize = 64;
+
 /// Our stdout and stderr.
 #[derive(Debug)]
 pub(super) struct Output {
@@ -261,23 +264,24 @@ fn write_some(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
     rustix::io::retry_on_intr(|| rustix::io::write(fd, bytes))
 }
 
-/// The thread of a lane.
+/// The thread of a lane. What has come together is written together: for bulk, a switch to this
+/// thread and back costs as much as the copy of what it writes.
 fn write_all(shared: &Shared) {
     let mut failed = [false; 2];
     loop {
-        let (stream, mut bytes) = {
+        let (stream, mut batch) = {
             let mut queue = shared.lock();
             loop {
-                if let Some(piece) = queue.pieces.pop_front() {
-                    break piece;
+                if let Some(batch) = queue.take_batch() {
+                    break batch;
                 }
                 queue = shared.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
         };
-        let length = bytes.len();
+        let length: usize = batch.iter().map(Bytes::len).sum();
         let already_failed = failed.get(slot(stream)).copied().unwrap_or(true);
         let fd = descriptor(shared.descriptors, stream);
-        let result = if already_failed { Ok(()) } else { write_blocking(fd, &mut bytes) };
+        let result = if already_failed { Ok(()) } else { write_blocking(fd, &mut batch) };
         let mut queue = shared.lock();
         queue.bytes -= length;
         if let Err(error) = result {
@@ -291,10 +295,28 @@ fn write_all(shared: &Shared) {
     }
 }
 
-fn write_blocking(fd: BorrowedFd<'_>, bytes: &mut Bytes) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match write_some(fd, bytes) {
-            Ok(written) => bytes.advance(written),
+impl Queue {
+    /// The next pieces of one stream, as many as a large pipe takes at once.
+    fn take_batch(&mut self) -> Option<(Stream, VecDeque<Bytes>)> {
+        let (stream, first) = self.pieces.pop_front()?;
+        let mut length = first.len();
+        let mut batch = VecDeque::from([first]);
+        while let Some((_, bytes)) = self.pieces.pop_front_if(|(next, bytes)| {
+            *next == stream && length + bytes.len() <= PIPE_BUFFER_BYTES && batch.len() < PIECES_MAX
+        }) {
+            length += bytes.len();
+            batch.push_back(bytes);
+        }
+        Some((stream, batch))
+    }
+}
+
+fn write_blocking(fd: BorrowedFd<'_>, batch: &mut VecDeque<Bytes>) -> io::Result<()> {
+    while !batch.is_empty() {
+        let slices: Vec<io::IoSlice<'_>> =
+            batch.iter().map(|bytes| io::IoSlice::new(bytes)).collect();
+        match rustix::io::retry_on_intr(|| rustix::io::writev(fd, &slices)) {
+            Ok(written) => advance(batch, written),
             // Somebody else has made the descriptor non-blocking.
             Err(Errno::AGAIN) => match poll(&mut [PollFd::new(&fd, PollFlags::OUT)], None) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -304,6 +326,18 @@ fn write_blocking(fd: BorrowedFd<'_>, bytes: &mut Bytes) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes what was written from the front.
+fn advance(batch: &mut VecDeque<Bytes>, mut written: usize) {
+    while let Some(front) = batch.front_mut() {
+        if written < front.len() {
+            front.advance(written);
+            return;
+        }
+        written -= front.len();
+        batch.pop_front();
+    }
 }
 
 #[cfg(test)]

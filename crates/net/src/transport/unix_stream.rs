@@ -10,6 +10,9 @@ use tokio::net::UnixStream;
 
 use super::{Read, Transport, advance, slices, with_read_buffer};
 
+/// Bytes that may be on their way to the other process.
+const SEND_BUFFER_BYTES: usize = 1024 * 1024;
+
 /// A connected unix socket.
 #[derive(Debug)]
 pub struct UnixTransport {
@@ -20,6 +23,9 @@ impl UnixTransport {
     /// The transport over this socket.
     #[must_use]
     pub fn new(socket: UnixStream) -> Self {
+        // With less the two sides take turns instead of working at the same time; where it is not
+        // granted it works all the same.
+        let _ = afar_sys::socket::set_send_buffer(&socket, SEND_BUFFER_BYTES);
         Self { socket }
     }
 }
