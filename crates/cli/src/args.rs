@@ -113,7 +113,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(crate) kill_after: Option<Duration>,
 
-    /// The job's id: the same id with the same command is the same job
+    /// The job's id, in place of a random one; refused while a job of that id is running
     #[arg(long, value_name = "ID", value_parser = parse_id)]
     pub(crate) id: Option<JobId>,
 

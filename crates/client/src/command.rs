@@ -112,7 +112,7 @@ impl Command {
         self
     }
 
-    /// The job's id: the same id with the same command is the same job. Without it, a random one.
+    /// The job's id, refused while a job of that id is running. Without it, a random one.
     #[must_use]
     pub fn id(mut self, id: JobId) -> Self {
         self.id = Some(id);

@@ -5,6 +5,7 @@ mod unix_stream;
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsFd;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -111,6 +112,14 @@ fn with_read_buffer<T>(use_buffer: impl FnOnce(&mut [u8]) -> T) -> T {
         // A reader inside a reader's sink: rare, so it may pay for its own buffer.
         Err(_) => use_buffer(&mut vec![0; READ_BYTES]),
     })
+}
+
+/// Ends the sending side. A peer that has closed its socket already needs to be told nothing.
+fn shut_down_sending(socket: impl AsFd) -> io::Result<()> {
+    match rustix::net::shutdown(socket, rustix::net::Shutdown::Write) {
+        Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Removes `count` bytes from the front of `pieces`.

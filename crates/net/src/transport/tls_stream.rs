@@ -5,13 +5,12 @@
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead as _, Write as _};
-use std::os::fd::AsFd as _;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
-use super::{Read, Transport, advance, slices, with_read_buffer};
+use super::{Read, Transport, advance, shut_down_sending, slices, with_read_buffer};
 
 /// Encrypted bytes that may wait for the socket before more plaintext is encrypted.
 const UNSENT_BYTES_MAX: usize = 512 * 1024;
@@ -195,8 +194,7 @@ impl Transport for TlsTransport {
             self.tls.send_close_notify();
         }
         ready!(self.poll_flush(context))?;
-        rustix::net::shutdown(self.socket.as_fd(), rustix::net::Shutdown::Write)?;
-        Poll::Ready(Ok(()))
+        Poll::Ready(shut_down_sending(&self.socket))
     }
 }
 

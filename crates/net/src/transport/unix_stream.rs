@@ -2,13 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::net::UnixStream;
 
-use super::{Read, Transport, advance, slices, with_read_buffer};
+use super::{Read, Transport, advance, shut_down_sending, slices, with_read_buffer};
 
 /// Bytes that may be on their way to the other process.
 const SEND_BUFFER_BYTES: usize = 1024 * 1024;
@@ -69,7 +68,6 @@ impl Transport for UnixTransport {
     }
 
     fn poll_finish(&mut self, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        rustix::net::shutdown(self.socket.as_fd(), rustix::net::Shutdown::Write)?;
-        Poll::Ready(Ok(()))
+        Poll::Ready(shut_down_sending(&self.socket))
     }
 }

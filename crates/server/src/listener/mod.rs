@@ -23,7 +23,9 @@ use afar_net::tls::{TlsServer, TlsSetupError};
 use afar_net::transport::UnixTransport;
 use afar_proto::frame::{Frame, Kind};
 use afar_sys::child::Child;
-use afar_sys::socket::{listen_tcp, set_tcp_nodelay, set_tcp_notsent_lowat};
+use afar_sys::socket::{
+    Keepalive, listen_tcp, set_tcp_keepalive, set_tcp_nodelay, set_tcp_notsent_lowat,
+};
 use afar_sys::users::current_user;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
@@ -44,6 +46,15 @@ const BACKLOG: u16 = 1024;
 
 /// Threads that serve connections; each connection stays on one.
 const THREADS_MAX: usize = 4;
+
+/// The kernel gives a connection up whose peer does not acknowledge, or has taken nothing for a
+/// minute: the supervisor has given it up by then (`W-9.17`), and nobody else would notice.
+const KEEPALIVE: Keepalive = Keepalive {
+    idle: Duration::from_secs(30),
+    interval: Duration::from_secs(10),
+    probes: 3,
+    unacknowledged: Duration::from_secs(60),
+};
 
 /// How long to wait after accept(2) failed: the reason (no descriptor, no memory) needs time to go
 /// away, and asking again at once would only burn the processor.
@@ -298,8 +309,10 @@ async fn serve_connection(shared: Arc<Shared>, socket: TcpStream, source: Socket
         shared.log.info(&format!("{source}: closed, too many unauthenticated connections"));
         return;
     };
-    // Both only make it faster, so a failure is no reason to turn anybody away.
+    // What fails here costs speed, or a dead peer's socket for longer: no reason to turn anybody
+    // away.
     let _ = set_tcp_nodelay(&socket);
+    let _ = set_tcp_keepalive(&socket, KEEPALIVE);
     let _ = set_tcp_notsent_lowat(&socket, afar_net::login::NOT_SENT_LOW_WATER);
     let accepted = match accept(socket, source, &shared.tls, &shared.gate, Clock::new()).await {
         Ok(accepted) => accepted,

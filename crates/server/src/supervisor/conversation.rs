@@ -9,7 +9,7 @@ use afar_net::clock::Clock;
 use afar_net::driver::Driver;
 use afar_net::transport::UnixTransport;
 use afar_proto::connection::{ChannelId, Event, Role, Stream};
-use afar_proto::message::{OpenSpec, Opened, Refused};
+use afar_proto::message::{GoodbyeCode, OpenSpec, Opened, Refused};
 use afar_proto::outcome::{Phase, RefusalReason, Started};
 use afar_proto::{Config, Connection};
 use afar_sys::signals::Signal;
@@ -65,8 +65,14 @@ impl Conversation {
 
     /// Runs until the connection has ended and every job that it had is cleaned up after.
     pub(super) async fn run(mut self) {
+        let mut stopping = self.supervisor.stopping.subscribe();
         loop {
             tokio::select! {
+                _ = stopping.wait_for(|stopping| *stopping) => {
+                    let message = "the supervisor was told to end";
+                    self.driver.connection().close(GoodbyeCode::Unavailable, message);
+                    break;
+                }
                 event = self.driver.next() => {
                     if let Event::Closed(_) = event {
                         break;
@@ -147,8 +153,7 @@ impl Conversation {
         let id = self.supervisor.take_id(self.grant.job_scope(), &spec.job).ok_or_else(|| {
             refused(RefusalReason::Conflict, "a job with this id is running already")
         })?;
-        let open_files_soft = self.supervisor.open_files_soft;
-        let started = start(spec, &prepared, channel, self.to_self.clone(), open_files_soft)?;
+        let started = start(spec, &prepared, channel, self.to_self.clone(), &self.supervisor)?;
         let running =
             Running { commands: started.commands, allowed: BTreeMap::new(), _id: id, wanted: true };
         self.jobs.insert(channel, running);

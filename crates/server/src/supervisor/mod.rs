@@ -46,6 +46,13 @@ const BACKLOG: u16 = 1024;
 /// How long to wait after accept(2) failed, for whatever is lacking to come back.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
+/// How long a supervisor that is told to end waits for its jobs: they get TERM, and KILL after a
+/// grace of 5 s unless they asked for another.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The file mode creation mask of jobs, as a login gives it (login.defs(5)).
+const UMASK: u32 = 0o022;
+
 /// Threads for what blocks: reading `/proc` when jobs are ended.
 const BLOCKING_THREADS: usize = 4;
 
@@ -95,8 +102,10 @@ struct Supervisor {
     open_files_soft: Option<u64>,
     /// Ids of the jobs that run, with the scope that they are unique in.
     ids: RefCell<BTreeSet<(String, JobId)>>,
-    /// How many connections there are.
-    busy: watch::Sender<usize>,
+    /// What keeps the supervisor from ending for idleness.
+    busy: watch::Sender<Counts>,
+    /// Whether it was told to end.
+    stopping: watch::Sender<bool>,
     log: Log,
 }
 
@@ -149,12 +158,16 @@ pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
             None
         }
     };
-    let (busy, _) = watch::channel(0);
+    // Whoever happens to be first must not choose it for all later jobs.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
+    let (busy, _) = watch::channel(Counts::default());
+    let (stopping, _) = watch::channel(false);
     let supervisor = Rc::new(Supervisor {
         user,
         open_files_soft,
         ids: RefCell::default(),
         busy,
+        stopping,
         log: config.log,
     });
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -199,6 +212,7 @@ async fn serve(
             }
             _ = term.recv() => {
                 let _ = std::fs::remove_file(socket);
+                stop(&supervisor).await;
                 return Ok(());
             }
         }
@@ -224,11 +238,11 @@ fn say_ready() {
 }
 
 /// Resolves when there was no connection for the whole of `time`.
-async fn idle(mut busy: watch::Receiver<usize>, time: Duration) {
+async fn idle(mut busy: watch::Receiver<Counts>, time: Duration) {
     loop {
         // The sender lives as long as the supervisor.
-        let _ = busy.wait_for(|count| *count == 0).await;
-        let somebody = busy.wait_for(|count| *count > 0);
+        let _ = busy.wait_for(|counts| *counts == Counts::default()).await;
+        let somebody = busy.wait_for(|counts| *counts != Counts::default());
         if tokio::time::timeout(time, somebody).await.is_err() {
             return;
         }
@@ -257,15 +271,59 @@ struct Busy(Rc<Supervisor>);
 
 impl Busy {
     fn new(supervisor: &Rc<Supervisor>) -> Self {
-        supervisor.busy.send_modify(|count| *count += 1);
+        supervisor.busy.send_modify(|counts| counts.conversations += 1);
         Self(Rc::clone(supervisor))
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.busy.send_modify(|count| *count = count.saturating_sub(1));
+        self.0.busy.send_modify(|counts| counts.conversations -= 1);
     }
+}
+
+/// What keeps a supervisor from ending for idleness.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    conversations: usize,
+    /// Jobs, and what they have left behind with a pipe of theirs still open.
+    jobs: usize,
+}
+
+/// Counts a job for as long as it, or what it has left open, is there.
+struct Stay(Rc<Supervisor>);
+
+impl Stay {
+    fn new(supervisor: &Rc<Supervisor>) -> Self {
+        supervisor.busy.send_modify(|counts| counts.jobs += 1);
+        Self(Rc::clone(supervisor))
+    }
+}
+
+impl Clone for Stay {
+    fn clone(&self) -> Self {
+        Self::new(&self.0)
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        self.0.busy.send_modify(|counts| counts.jobs -= 1);
+    }
+}
+
+impl std::fmt::Debug for Stay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stay")
+    }
+}
+
+/// Tells every client that this ends, and waits until their jobs have been ended.
+async fn stop(supervisor: &Supervisor) {
+    supervisor.stopping.send_replace(true);
+    let mut busy = supervisor.busy.subscribe();
+    let ended = busy.wait_for(|counts| counts.conversations == 0);
+    let _ = tokio::time::timeout(STOP_TIMEOUT, ended).await;
 }
 
 fn welcome(supervisor: &Rc<Supervisor>, stream: UnixStream) {

@@ -14,6 +14,9 @@ use tokio::time::Instant;
 /// Time from TERM to KILL, unless the request names another.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
+/// Time until KILL is sent again where it could not be sent to all of the tree.
+const KILL_RETRY: Duration = Duration::from_secs(1);
+
 /// Why a job is ended; the first cause stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
@@ -35,8 +38,8 @@ enum State {
     },
     /// The process has ended: is anything of its tree left? True if so.
     Looking(JoinHandle<bool>),
-    /// KILL is being sent to the tree.
-    Killing(JoinHandle<()>),
+    /// KILL is being sent to the tree. True if it reached everything that it may.
+    Killing(JoinHandle<bool>),
     Over,
 }
 
@@ -64,6 +67,11 @@ impl Ending {
         Self { root, mark, timeout_at, grace, cause: None, kill_at: None, state: State::Idle }
     }
 
+    /// The process was reaped: from here on its number may be another's.
+    pub(super) fn process_ended(&mut self, child: &Child) {
+        self.root = child.tree_root();
+    }
+
     pub(super) fn cause(&self) -> Option<Cause> {
         self.cause
     }
@@ -77,7 +85,7 @@ impl Ending {
         self.kill_at = Some(Instant::now() + self.grace);
         let (root, mark) = (self.root, self.mark.clone());
         self.state = State::Terminating(tokio::task::spawn_blocking(move || {
-            // What can't be read or signalled is met again, and reported, by the KILL.
+            // What can't be read or signalled now is met again by the KILL.
             let _ = kill_tree(&root, &mark, Signal::TERM);
             // A stopped process acts on TERM only when it is continued.
             let _ = kill_tree(&root, &mark, Signal::CONT);
@@ -104,7 +112,12 @@ impl Ending {
                 Poll::Pending => None,
             },
             State::Killing(step) => match Pin::new(step).poll(context) {
-                Poll::Ready(_) => Some(State::Over),
+                Poll::Ready(Ok(true)) => Some(State::Over),
+                // No descriptor for /proc, say: what must die is not given up for that.
+                Poll::Ready(_) => {
+                    self.kill_at = Some(now + KILL_RETRY);
+                    Some(State::Waiting { looked: true })
+                }
                 Poll::Pending => None,
             },
             State::Idle | State::Waiting { .. } | State::Over => None,
@@ -116,10 +129,10 @@ impl Ending {
         stepped
     }
 
-    fn kill(&self) -> JoinHandle<()> {
+    fn kill(&self) -> JoinHandle<bool> {
         let (root, mark) = (self.root, self.mark.clone());
         tokio::task::spawn_blocking(move || {
-            let _ = kill_tree(&root, &mark, Signal::KILL);
+            kill_tree(&root, &mark, Signal::KILL).is_ok_and(|report| report.settled)
         })
     }
 
@@ -131,9 +144,9 @@ impl Ending {
     }
 
     /// When a step is due that nothing else wakes the task for.
-    pub(super) fn due(&self) -> Option<Instant> {
+    pub(super) fn due(&self, exited: bool) -> Option<Instant> {
         match self.state {
-            State::Idle => self.timeout_at.filter(|_| self.cause.is_none()),
+            State::Idle => self.timeout_at.filter(|_| !exited),
             State::Waiting { .. } => self.kill_at,
             _ => None,
         }
@@ -143,5 +156,42 @@ impl Ending {
     /// that it left behind.
     pub(super) fn is_over(&self) -> bool {
         matches!(self.state, State::Idle | State::Over)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use afar_sys::child::Session;
+    use afar_sys::spawn::{SpawnRequest, Stdio, spawn};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_time_limit_that_passes_after_the_exit_is_due_to_nobody() {
+        // The output of an ended job may still be on its way then; a time in the past that is due
+        // would keep the supervisor's only thread busy for as long.
+        let null = std::fs::File::options().read(true).write(true).open("/dev/null").unwrap();
+        let (stdin, stdout, stderr) = (null.as_fd(), null.as_fd(), null.as_fd());
+        let mut child = spawn(&SpawnRequest {
+            program: c"/bin/true",
+            argv: &[c"true".to_owned()],
+            env: &[],
+            cwd: None,
+            stdio: Stdio::Descriptors { stdin, stdout, stderr },
+            session: Session::New,
+            open_files_soft: None,
+        })
+        .unwrap();
+        let limit = Instant::now();
+        let mut ending = Ending::new(&child, b"A=b".to_vec(), Some(limit), GRACE);
+        assert_eq!(ending.due(false), Some(limit));
+        child.wait().unwrap();
+        ending.process_ended(&child);
+        assert_eq!(ending.due(true), None);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        assert!(!ending.poll(&mut context, limit, true));
+        assert!(ending.is_over() && ending.cause().is_none());
     }
 }

@@ -5,9 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// Smaller pieces than this are put together.
+const SMALL_BYTES: usize = 4096;
 
 /// What became of input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +26,9 @@ pub(super) enum Taken {
 pub(super) struct Input {
     pipe: Option<AsyncFd<OwnedFd>>,
     queue: VecDeque<Bytes>,
+    /// Small pieces that came after what is in `queue`, put together: a million single bytes must
+    /// not take the memory of a million pieces.
+    small: BytesMut,
     ended: bool,
 }
 
@@ -34,14 +40,21 @@ impl Input {
     }
 
     pub(super) fn push(&mut self, bytes: Bytes) {
-        if self.pipe.is_some() {
-            self.queue.push_back(bytes);
+        if self.pipe.is_none() {
+            return;
         }
+        if bytes.len() < SMALL_BYTES {
+            self.small.extend_from_slice(&bytes);
+            return;
+        }
+        self.gather();
+        self.queue.push_back(bytes);
     }
 
     /// Nothing more comes: the job meets end of file behind what waits.
     pub(super) fn end(&mut self) {
         self.ended = true;
+        self.gather();
         self.close_if_done();
     }
 
@@ -49,6 +62,14 @@ impl Input {
     pub(super) fn close(&mut self) {
         self.pipe = None;
         self.queue.clear();
+        self.small = BytesMut::new();
+    }
+
+    /// Puts what was put together behind what waits.
+    fn gather(&mut self) {
+        if !self.small.is_empty() {
+            self.queue.push_back(self.small.split().freeze());
+        }
     }
 
     fn close_if_done(&mut self) {
@@ -59,6 +80,9 @@ impl Input {
 
     /// Writes what waits, as much as the pipe takes at once.
     pub(super) fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<Taken> {
+        if self.queue.is_empty() {
+            self.gather();
+        }
         let Some(pipe) = &self.pipe else { return Poll::Pending };
         if self.queue.is_empty() {
             // A job that closes its stdin is noticed even when nothing is to be written: the
@@ -178,5 +202,27 @@ mod tests {
             polled
         });
         assert_eq!(closed.await, Taken::Closed);
+    }
+
+    #[tokio::test]
+    async fn single_bytes_that_nobody_reads_take_the_memory_of_their_sum() {
+        let pipe = afar_sys::pipe::pipe_to_child().unwrap();
+        let mut input = Input::new(Some(pipe.ours)).unwrap();
+        for byte in 0..=u8::MAX {
+            input.push(Bytes::from(vec![byte]));
+        }
+        input.push(Bytes::from(vec![7; SMALL_BYTES]));
+        input.push(Bytes::from_static(b"end"));
+        assert_eq!(input.queue.len(), 2);
+        let taken = std::future::poll_fn(|context| input.poll_write(context)).await;
+        assert_eq!(taken, Taken::Bytes(256 + SMALL_BYTES));
+        input.end();
+        let taken = std::future::poll_fn(|context| input.poll_write(context)).await;
+        assert_eq!(taken, Taken::Bytes(3));
+        let mut read = vec![0; 256 + SMALL_BYTES + 3];
+        let count = rustix::io::read(&pipe.childs, read.as_mut_slice()).unwrap();
+        assert_eq!(count, read.len());
+        assert_eq!((read[..256].to_vec(), &read[count - 3..]), ((0..=255).collect(), &b"end"[..]));
+        assert_eq!(rustix::io::read(&pipe.childs, read.as_mut_slice()), Ok(0));
     }
 }

@@ -22,6 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::Instant;
 
+use super::Stay;
 use ending::{Cause, Ending};
 use input::{Input, Taken};
 use output::{Output, Piece};
@@ -109,8 +110,12 @@ pub(super) struct Job {
     commands: UnboundedReceiver<ToJob>,
     /// Whether the conversation may still say something.
     heard: bool,
+    /// Whether somebody still wants the output; if not, it is read and dropped.
+    wanted: bool,
     events: UnboundedSender<(ChannelId, FromJob)>,
     timer: std::pin::Pin<Box<tokio::time::Sleep>>,
+    /// Keeps the supervisor from ending for idleness.
+    stay: Stay,
 }
 
 /// The process has ended.
@@ -187,6 +192,7 @@ impl Job {
                 let _ = self.child.signal_group(signal);
             }
             ToJob::Cancel => {
+                self.wanted = false;
                 self.input.close();
                 for output in &mut self.outputs {
                     // Read on, for nobody: a job that handles TERM may have things to say on its
@@ -217,7 +223,9 @@ impl Job {
                     if let Some(exit) = &mut self.exit {
                         exit.silent_at = Instant::now() + DRAIN_SILENCE;
                     }
-                    self.tell(FromJob::Output { stream, clock_us, bytes });
+                    if self.wanted {
+                        self.tell(FromJob::Output { stream, clock_us, bytes });
+                    }
                 }
                 Piece::End => self.tell(FromJob::OutputEnd(stream)),
             }
@@ -263,6 +271,7 @@ impl Job {
             (None, Some(ended)) => end_of(&ended.status),
             (None, None) => End::Unknown,
         };
+        self.ending.process_ended(&self.child);
         let usage = ended.map(|ended| ended.usage);
         let receipt = Receipt {
             wall_us: micros(now - self.started),
@@ -321,7 +330,8 @@ impl Job {
             if now < exit.silent_at { exit.silent_at.min(exit.over_at) } else { exit.over_at }
         });
         let drain = drain.filter(|at| *at > now);
-        let Some(due) = [drain, self.ending.due()].into_iter().flatten().min() else {
+        let Some(due) = [drain, self.ending.due(self.exit.is_some())].into_iter().flatten().min()
+        else {
             return Poll::Pending;
         };
         if self.timer.deadline() != due {
@@ -340,13 +350,13 @@ impl Job {
     fn hand_over_open_pipes(&mut self) {
         for output in &mut self.outputs {
             if let Some(pipe) = output.take_pipe() {
-                tokio::task::spawn_local(drain_for_nobody(pipe));
+                tokio::task::spawn_local(drain_for_nobody(pipe, self.stay.clone()));
             }
         }
     }
 }
 
-async fn drain_for_nobody(pipe: AsyncFd<OwnedFd>) {
+async fn drain_for_nobody(pipe: AsyncFd<OwnedFd>, _stay: Stay) {
     let mut buffer = [0; 4096];
     while let Ok(mut guard) = pipe.readable().await {
         let read = guard.try_io(|pipe| Ok(rustix::io::read(pipe.get_ref(), &mut buffer)?));

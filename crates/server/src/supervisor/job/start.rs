@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use afar_proto::connection::{ChannelId, Stream};
@@ -23,6 +24,7 @@ use super::input::Input;
 use super::output::Output;
 use super::{FromJob, Job, ToJob};
 use crate::supervisor::request::{Prepared, refuse_spawn};
+use crate::supervisor::{Stay, Supervisor};
 
 /// A job that runs.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ pub(in crate::supervisor) fn start(
     prepared: &Prepared,
     channel: ChannelId,
     events: UnboundedSender<(ChannelId, FromJob)>,
-    open_files_soft: Option<u64>,
+    supervisor: &Rc<Supervisor>,
 ) -> Result<Started, Refused> {
     let pipes = Pipes::new(spec).map_err(|error| no_resources(&error, WasStarted::No))?;
     let request = SpawnRequest {
@@ -56,7 +58,7 @@ pub(in crate::supervisor) fn start(
             stderr: pipes.stderr.as_ref().unwrap_or(&pipes.stdout).childs.as_fd(),
         },
         session: Session::New,
-        open_files_soft,
+        open_files_soft: supervisor.open_files_soft,
     };
     // Before the start: a short program is half done when posix_spawn returns.
     let started = Instant::now();
@@ -96,8 +98,10 @@ pub(in crate::supervisor) fn start(
         sealed: false,
         commands: received,
         heard: true,
+        wanted: true,
         events,
         timer: Box::pin(tokio::time::sleep_until(started)),
+        stay: Stay::new(supervisor),
     };
     Ok(Started { job, commands, pid })
 }
