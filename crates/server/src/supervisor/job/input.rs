@@ -214,10 +214,10 @@ mod tests {
         input.push(Bytes::from(vec![7; SMALL_BYTES]));
         input.push(Bytes::from_static(b"end"));
         assert_eq!(input.queue.len(), 2);
-        let taken = std::future::poll_fn(|context| input.poll_write(context)).await;
+        let taken = poll_fn(|context| input.poll_write(context)).await;
         assert_eq!(taken, Taken::Bytes(256 + SMALL_BYTES));
         input.end();
-        let taken = std::future::poll_fn(|context| input.poll_write(context)).await;
+        let taken = poll_fn(|context| input.poll_write(context)).await;
         assert_eq!(taken, Taken::Bytes(3));
         let mut read = vec![0; 256 + SMALL_BYTES + 3];
         let count = rustix::io::read(&pipe.childs, read.as_mut_slice()).unwrap();
