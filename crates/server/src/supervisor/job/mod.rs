@@ -380,3 +380,6 @@ fn end_of(status: &ExitStatus) -> End {
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

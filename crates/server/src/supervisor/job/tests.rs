@@ -1,0 +1,71 @@
+//! Tests of a job as its conversation sees it, with real processes.
+
+use afar_core::policy::Grant;
+use afar_proto::connection::{Config, Role};
+use afar_proto::message::{Command, JobId, OpenSpec};
+use afar_proto::{Connection, Instant as ProtoInstant};
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::watch;
+
+use super::*;
+use crate::log::Log;
+use crate::supervisor::request::prepare;
+use crate::supervisor::{Counts, Supervisor};
+
+fn supervisor() -> std::rc::Rc<Supervisor> {
+    std::rc::Rc::new(Supervisor {
+        user: afar_sys::users::current_user().unwrap().unwrap(),
+        open_files_soft: None,
+        ids: std::cell::RefCell::default(),
+        busy: watch::channel(Counts::default()).0,
+        stopping: watch::channel(false).0,
+        log: Log::default(),
+    })
+}
+
+fn script(text: &str) -> OpenSpec {
+    OpenSpec {
+        job: JobId::new("j").unwrap(),
+        command: Command::Argv(["sh", "-c", text].map(Into::into).into()),
+        cwd: None,
+        env: Vec::new(),
+        merge: false,
+        stdin: false,
+        timeout_ms: None,
+        kill_after_ms: Some(300),
+    }
+}
+
+#[tokio::test]
+async fn what_a_cancelled_job_still_writes_is_told_to_nobody() {
+    // Its conversation may be waiting for a client that does not read, and would find half a
+    // gigabyte in its queue after a second.
+    let supervisor = supervisor();
+    let spec = script("trap '' TERM; exec yes");
+    let grant = Grant::local("", supervisor.user.uid);
+    let prepared = prepare(&spec, &grant, &supervisor.user, 0).unwrap();
+    let mut connection = Connection::new(Role::Client, Config::default(), ProtoInstant::ZERO);
+    let channel = connection.open(&spec).unwrap();
+    let (events, mut told) = unbounded_channel();
+    let started = start(&spec, &prepared, channel, events, &supervisor).unwrap();
+    let allowed = Allowance { bytes: 256 * 1024, pieces: 256 };
+    started.commands.send(ToJob::Allow(Stream::Stdout, allowed)).unwrap();
+    let conversation = async {
+        let mut bytes_told = 0;
+        loop {
+            match told.recv().await.unwrap().1 {
+                FromJob::Output { bytes, .. } => {
+                    bytes_told += bytes.len();
+                    started.commands.send(ToJob::Cancel).unwrap();
+                }
+                FromJob::Gone => return bytes_told,
+                _ => {}
+            }
+        }
+    };
+    let local = tokio::task::LocalSet::new();
+    let both = Box::pin(async { tokio::join!(conversation, started.job.run()) });
+    let (bytes_told, ()) = local.run_until(both).await;
+    assert!((1..=allowed.bytes).contains(&bytes_told), "{bytes_told}");
+    assert_eq!(*supervisor.busy.borrow(), Counts::default());
+}
