@@ -1,4 +1,4 @@
-//! Questions that only a person can answer, asked with no connection open (`W-4.8`).
+//! Questions that only a person can answer, asked with no connection open.
 
 use std::path::Path;
 

@@ -1,6 +1,7 @@
 //! Where a user's afar keeps its files (XDG Base Directory Specification).
 
 use std::env;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use afar_sys::private_files::{PrivateDirError, ensure_private_dir};
@@ -12,19 +13,25 @@ pub const SOCKET_NAME: &str = "supervisor.sock";
 /// The lock that makes a supervisor the only one, within [`runtime_dir`].
 pub const LOCK_NAME: &str = "supervisor.lock";
 
-/// The directory of sockets and locks: `afar` in `$XDG_RUNTIME_DIR`, in `/run/user/UID` where that
+/// The directory of sockets and locks: `afar` in `$XDG_RUNTIME_DIR` unless that is another user's, in `/run/user/UID` where that
 /// variable is missing but the directory is there, else `/tmp/afar-UID`. It is made if it is
 /// missing, and refused unless it is this user's alone.
 ///
 /// # Errors
 /// It can't be made, or others could have put something into it.
 pub fn runtime_dir() -> Result<PathBuf, PrivateDirError> {
-    let path = match absolute("XDG_RUNTIME_DIR") {
+    let path = match absolute("XDG_RUNTIME_DIR").filter(|base| is_of(base, effective_uid())) {
         Some(base) => base.join("afar"),
         None => default_runtime_dir(effective_uid(), Path::new("/run/user")),
     };
     ensure_private_dir(&path)?;
     Ok(path)
+}
+
+/// Whether a directory is this user's, or is not there yet. Under su the variable is often still that
+/// of the user before, and what we left there would be in that user's way.
+fn is_of(directory: &Path, uid: u32) -> bool {
+    directory.metadata().map_or(true, |found| found.uid() == uid)
 }
 
 fn default_runtime_dir(uid: u32, run_user: &Path) -> PathBuf {
@@ -47,6 +54,13 @@ fn absolute(name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_of_another_user_is_left_alone() {
+        assert!(is_of(Path::new("/proc"), 0));
+        assert!(!is_of(Path::new("/proc"), 1000));
+        assert!(is_of(Path::new("/nonexistent"), 1000));
+    }
 
     #[test]
     fn without_a_login_directory_the_sockets_are_in_tmp() {
