@@ -98,3 +98,22 @@ fn is_executable(path: &Path) -> bool {
 fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readmes_cargo_run_means_afar() {
+        // Of several programs cargo would not know which.
+        let output = cargo()
+            .args(["metadata", "--format-version", "1", "--no-deps"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let members = metadata["workspace_default_members"].as_array().unwrap();
+        let [member] = members.as_slice() else { panic!("{members:?}") };
+        assert!(member.as_str().unwrap().contains("crates/cli"), "{member}");
+    }
+}
