@@ -108,7 +108,7 @@ mod tests {
         // Of several programs cargo would not know which.
         let output = cargo()
             .args(["metadata", "--format-version", "1", "--no-deps"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
             .output()
             .unwrap();
         let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
