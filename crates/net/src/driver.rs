@@ -29,6 +29,9 @@ pub struct Driver<T> {
     clock: Clock,
     out: VecDeque<Bytes>,
     timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Whether the transport holds bytes that it has taken and the kernel has not: what is encrypted
+    /// already, say. They leave only if the transport is asked again.
+    unflushed: bool,
     write_failed: bool,
 }
 
@@ -42,6 +45,7 @@ impl<T: Transport> Driver<T> {
             clock,
             out: VecDeque::new(),
             timer: None,
+            unflushed: false,
             write_failed: false,
         }
     }
@@ -111,13 +115,17 @@ impl<T: Transport> Driver<T> {
     pub fn poll_send(&mut self, context: &mut Context<'_>) {
         while !self.write_failed {
             if self.out.is_empty()
+                && !self.unflushed
                 && self.connection.poll_transmit(&mut self.out, TRANSMIT_BYTES) == 0
             {
                 return;
             }
             match self.transport.poll_write(context, &mut self.out) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Pending => return,
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Pending => {
+                    self.unflushed = true;
+                    return;
+                }
                 Poll::Ready(Err(_)) => {
                     // What the peer said before it went away can still be read: its goodbye above
                     // all. So only the sending ends here; the reading side finds the end.
@@ -165,7 +173,66 @@ impl<T: Transport> Driver<T> {
     /// The same driver over another name of its transport.
     #[must_use]
     pub fn map<U: Transport>(self, wrap: impl FnOnce(T) -> U) -> Driver<U> {
-        let Self { transport, connection, clock, out, timer, write_failed } = self;
-        Driver { transport: wrap(transport), connection, clock, out, timer, write_failed }
+        let Self { transport, connection, clock, out, timer, unflushed, write_failed } = self;
+        let transport = wrap(transport);
+        Driver { transport, connection, clock, out, timer, unflushed, write_failed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use afar_proto::{Config, Role};
+
+    use super::*;
+
+    /// Takes whatever it is given and hands it to the kernel only when it is asked again, as TLS
+    /// does with records that the socket has no room for.
+    #[derive(Debug, Default)]
+    struct Hesitant {
+        held_bytes: usize,
+        sent_bytes: usize,
+    }
+
+    impl Transport for Hesitant {
+        fn poll_read(
+            &mut self,
+            _context: &mut Context<'_>,
+            _sink: &mut dyn FnMut(&[u8]),
+        ) -> Poll<io::Result<Read>> {
+            Poll::Pending
+        }
+
+        fn poll_write(
+            &mut self,
+            _context: &mut Context<'_>,
+            pieces: &mut VecDeque<Bytes>,
+        ) -> Poll<io::Result<()>> {
+            self.sent_bytes += std::mem::take(&mut self.held_bytes);
+            self.held_bytes = pieces.drain(..).map(|piece| piece.len()).sum();
+            if self.held_bytes == 0 { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+
+        fn poll_finish(&mut self, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_transport_holds_leaves_though_nothing_more_is_to_be_sent() {
+        let clock = Clock::new();
+        let connection = Connection::new(Role::Client, Config::default(), clock.now());
+        let mut driver = Driver::new(Hesitant::default(), connection, clock);
+        let mut wake = || {
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            assert!(driver.poll_next(&mut context).is_pending());
+            (driver.transport().held_bytes, driver.transport().sent_bytes)
+        };
+        // The hello was taken, and the socket has no room.
+        let (held_bytes, sent_bytes) = wake();
+        assert!(held_bytes > 0 && sent_bytes == 0);
+        // Now it has.
+        assert_eq!(wake(), (0, held_bytes));
     }
 }
