@@ -46,6 +46,7 @@ pub struct Running {
     feeder: Option<JoinHandle<()>>,
     stdout: Option<ChildStdout>,
     digesting: Option<Digesting>,
+    longest_pause: Duration,
     /// What was read of stdout and not yet taken by [`Running::line`].
     unread: Vec<u8>,
     taken: Vec<u8>,
@@ -68,6 +69,9 @@ pub struct Output {
     pub digest: Option<Digest>,
     /// From its start to its end.
     pub elapsed: Duration,
+    /// The longest wait for a piece of its stdout, or for the end of that. Where bytes flow all the
+    /// time, a pause of many seconds is a wake-up that was lost and that a keepalive made up for.
+    pub longest_pause: Duration,
 }
 
 impl Run {
@@ -207,6 +211,7 @@ impl Run {
             stdin,
             feeder,
             digesting,
+            longest_pause: Duration::ZERO,
             unread: Vec::new(),
             taken: Vec::new(),
             stderr_pieces,
@@ -373,6 +378,7 @@ impl Running {
             stderr: std::mem::take(&mut self.stderr),
             digest: self.digesting.as_ref().map(Digesting::finish),
             elapsed,
+            longest_pause: self.longest_pause,
         }
     }
 
@@ -380,9 +386,11 @@ impl Running {
     #[track_caller]
     fn read_stdout(&mut self) -> bool {
         let Some(stdout) = &mut self.stdout else { return false };
+        let asked = Instant::now();
         if !self.deadline.readable(&*stdout) {
             self.give_up("keeps its stdout open");
         }
+        self.longest_pause = self.longest_pause.max(asked.elapsed());
         let mut buffer = [0; READ_BYTES];
         let count = stdout.read(&mut buffer).expect("a pipe can be read");
         let bytes = &buffer[..count];

@@ -16,6 +16,10 @@ const MIB: u64 = 1024 * 1024;
 /// measured for the client of the gigabyte, less everywhere else.
 const MEMORY_BYTES_MAX: u64 = 32 * MIB;
 
+/// The longest that a stream may stand still while both ends are busy: a keepalive, every fifteen
+/// seconds, must never be what gets it going again.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
 fn seq(last: u32) -> String {
     (1..=last).fold(String::new(), |mut text, number| {
         writeln!(text, "{number}").expect("a string takes all");
@@ -42,8 +46,9 @@ fn two_million_lines_are_the_same_a_hundred_times() {
         for _ in 0..2 {
             scope.spawn(|| {
                 for _ in 0..50 {
-                    let run = host.script("seq 1 2000000").stdout_to(Sink::Digest);
-                    assert_eq!(run.output().success().digest.as_ref(), Some(&expected));
+                    let output = host.script("seq 1 2000000").stdout_to(Sink::Digest).output();
+                    assert_eq!(output.success().digest.as_ref(), Some(&expected));
+                    assert!(output.longest_pause < PAUSE_MAX, "{:?}", output.longest_pause);
                 }
             });
         }
@@ -78,7 +83,9 @@ fn a_gigabyte_of_random_bytes_comes_back_with_flat_memory_at_both_ends() {
     assert_flat(&host, client.process());
     drop(feeder.join().unwrap());
     let expected = Digest::read(Random::new(1).take(bytes));
-    assert_eq!(client.wait().success().digest, Some(expected));
+    let output = client.wait();
+    assert_eq!(output.success().digest, Some(expected));
+    assert!(output.longest_pause < PAUSE_MAX, "it stood still for {:?}", output.longest_pause);
 }
 
 #[test]
