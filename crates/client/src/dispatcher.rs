@@ -321,7 +321,7 @@ impl JobState {
 
     /// A job that was dropped has nobody to be told; its channel is about to be closed.
     fn tell(&self, event: JobEvent) {
-        let _ = self.wires.events.send(event);
+        self.wires.events.send(event);
     }
 
     fn finish(self, finished: Finished) {

@@ -6,14 +6,13 @@ use afar_proto::connection::Stream;
 use afar_proto::message::{JobId, Opened};
 use afar_proto::outcome::ExitReport;
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 use crate::error::Error;
+use crate::event_queue::{self, EventReceiver, EventSender};
+use crate::limits::STDIN_QUEUED_BYTES_MAX;
 use crate::outcome::Outcome;
 use crate::session::{JobKey, Request, Requests};
-
-/// Bytes of a job's stdin that may wait in this process before [`Stdin::write`] waits.
-const STDIN_QUEUED_BYTES_MAX: usize = 512 * 1024;
 
 /// Consumed bytes that are gathered before the session hears of them. Far below a quarter of the
 /// window, which is when the server is told.
@@ -76,7 +75,7 @@ pub struct Output {
 ///
 /// Events wait here until [`Job::next`] takes them. The server may send ahead of that by a window
 /// of 2 MiB a stream and no further, so a job whose events are not taken costs a bounded amount of
-/// memory and stalls no other.
+/// memory, however small the pieces are in which its output comes, and stalls no other.
 ///
 /// **Dropping a job that has not finished cancels it**: the server ends the process and everything
 /// it has started. Whoever is not interested in the output takes it all the same, or stops it with
@@ -85,7 +84,7 @@ pub struct Output {
 pub struct Job {
     key: JobKey,
     id: JobId,
-    events: mpsc::UnboundedReceiver<JobEvent>,
+    events: EventReceiver,
     requests: Requests,
     stdin: Option<Stdin>,
     /// Bytes of stdout and stderr that the caller was given and the session was not told of.
@@ -95,14 +94,14 @@ pub struct Job {
 
 /// The session's side of a job's wires.
 pub(crate) struct JobWires {
-    pub(crate) events: mpsc::UnboundedSender<JobEvent>,
+    pub(crate) events: EventSender,
     pub(crate) stdin_room: Arc<Semaphore>,
 }
 
 impl Job {
     /// A job and the session's end of it.
     pub(crate) fn new(key: JobKey, id: JobId, stdin: bool, requests: Requests) -> (Self, JobWires) {
-        let (sender, events) = mpsc::unbounded_channel();
+        let (sender, events) = event_queue::channel();
         let stdin_room = Arc::new(Semaphore::new(STDIN_QUEUED_BYTES_MAX));
         let wires = JobWires { events: sender, stdin_room: Arc::clone(&stdin_room) };
         let stdin =

@@ -103,9 +103,13 @@ fn started(server: &mut RawServer, then: impl FnOnce(u32) -> Vec<u8>) {
 /// A job that has written `claimed` and exited with 0, of which `sent` is sent.
 fn finished(channel: u32, sent: &[u8], claimed: &[u8]) -> Vec<u8> {
     let length = u64::try_from(sent.len()).unwrap();
+    [data(channel, 1, 0, sent), ended(channel, length, claimed)].concat()
+}
+
+/// The end of a job that has sent so many bytes, written `claimed`, and exited with 0.
+fn ended(channel: u32, sent_bytes: u64, claimed: &[u8]) -> Vec<u8> {
     [
-        data(channel, 1, 0, sent),
-        end_frame(channel, 1, length),
+        end_frame(channel, 1, sent_bytes),
         end_frame(channel, 2, 0),
         exit_frame(channel, &EXITED),
         seal_frame(channel, &seal_of(&EXITED, claimed)),
@@ -252,6 +256,29 @@ fn fault_86_absurd_sizes_are_refused_before_they_are_believed() {
         assert!(output.stderr.len() < 4096, "{what}: {output:?}");
         assert_ne!(result["end"]["kind"], "exited", "{what}: {result}");
     }
+}
+
+#[test]
+fn fault_86_single_bytes_that_nobody_reads_take_little_memory() {
+    // Within the window of 2 MiB, and each a frame of its own.
+    const PIECES: usize = 1 << 20;
+    let (arrived, has_arrived) = std::sync::mpsc::channel();
+    let victim = Victim::of(move |server| {
+        started(server, |id| {
+            (0..PIECES as u64).flat_map(|offset| data(id, 1, offset, b"x")).collect()
+        });
+        // The client answers when it has taken all that came before.
+        server.link.send(&frame(Kind::Ping.to_byte(), 0, 0, &[7; 8]));
+        server.link.expect(Kind::Pong);
+        arrived.send(()).unwrap();
+        server.link.send(&ended(1, PIECES as u64, &[b'x'; PIECES]));
+    });
+    let run = victim.run(&[]).spawn();
+    has_arrived.recv().unwrap();
+    let memory = run.process().memory();
+    // As events of their own they would take a hundred megabytes and more.
+    assert!(memory.peak < 48 << 20, "{memory:?}");
+    assert_eq!(run.wait().success().stdout, [b'x'; PIECES]);
 }
 
 #[test]

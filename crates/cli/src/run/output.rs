@@ -18,8 +18,12 @@ use rustix::fs::{FileType, fstat, major, minor};
 use rustix::io::Errno;
 use tokio::sync::Notify;
 
-/// Bytes that may wait here before no more of the job's events are taken.
-const QUEUED_BYTES_MAX: usize = 1024 * 1024;
+/// What may wait here, by its cost, before no more of the job's events are taken.
+const QUEUED_COST_MAX: usize = 1024 * 1024;
+
+/// What a waiting piece costs beside its bytes: a million single bytes are more than a megabyte of
+/// memory.
+const PIECE_COST: usize = 128;
 
 /// A pipe that polls as writable takes this much without blocking (pipe(7), PIPE_BUF).
 const PIPE_BYTES: usize = 4096;
@@ -72,14 +76,14 @@ impl Output {
 
     /// Whether more may be pushed before [`Output::changed`] is waited for.
     pub(super) fn has_room(&self) -> bool {
-        self.lanes().all(|lane| lane.shared.lock().bytes < QUEUED_BYTES_MAX)
+        self.lanes().all(|lane| lane.shared.lock().cost < QUEUED_COST_MAX)
     }
 
     /// Whether everything was written, or given up.
     pub(super) fn is_empty(&self) -> bool {
         self.lanes().all(|lane| {
             let queue = lane.shared.lock();
-            queue.bytes == 0 && queue.failures.is_empty()
+            queue.cost == 0 && queue.failures.is_empty()
         })
     }
 
@@ -150,8 +154,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     pieces: VecDeque<(Stream, Bytes)>,
-    /// Bytes that wait, what the thread is writing included.
-    bytes: usize,
+    /// The cost of what waits, of what the thread is writing too; 0 iff nothing does.
+    cost: usize,
     failures: Vec<(Stream, io::Error)>,
 }
 
@@ -207,7 +211,7 @@ impl Lane {
     }
 
     fn push(&mut self, stream: Stream, mut bytes: Bytes) {
-        let idle = self.shared.lock().bytes == 0;
+        let idle = self.shared.lock().cost == 0;
         if idle && self.may_write_now(stream, bytes.len()) {
             match write_some(self.fd(stream), &bytes) {
                 Ok(written) => bytes.advance(written),
@@ -252,11 +256,15 @@ impl Lane {
             let _ = rustix::pipe::fcntl_setpipe_size(self.fd(stream), PIPE_BUFFER_BYTES);
         }
         let mut queue = self.shared.lock();
-        queue.bytes += bytes.len();
+        queue.cost += cost(&bytes);
         queue.pieces.push_back((stream, bytes));
         drop(queue);
         self.shared.work.notify_one();
     }
+}
+
+fn cost(piece: &Bytes) -> usize {
+    piece.len() + PIECE_COST
 }
 
 /// One write, of as much as is taken.
@@ -278,12 +286,12 @@ fn write_all(shared: &Shared) {
                 queue = shared.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
         };
-        let length: usize = batch.iter().map(Bytes::len).sum();
+        let batch_cost: usize = batch.iter().map(cost).sum();
         let already_failed = failed.get(slot(stream)).copied().unwrap_or(true);
         let fd = descriptor(shared.descriptors, stream);
         let result = if already_failed { Ok(()) } else { write_blocking(fd, &mut batch) };
         let mut queue = shared.lock();
-        queue.bytes -= length;
+        queue.cost -= batch_cost;
         if let Err(error) = result {
             if let Some(failed) = failed.get_mut(slot(stream)) {
                 *failed = true;

@@ -57,8 +57,8 @@ async fn a_reader_that_stops_blocks_nobody_and_loses_nothing() {
     let ((out, stdout), (err, stderr)) = (pipe(), pipe());
     let mut output = Output::over([stdout, stderr]);
     let pushed = fill(&mut output, Stream::Stdout);
-    assert!(pushed.len() >= QUEUED_BYTES_MAX);
-    assert!(pushed.len() < QUEUED_BYTES_MAX + 512 * 1024, "memory is bounded");
+    assert!(pushed.len() >= QUEUED_COST_MAX);
+    assert!(pushed.len() < QUEUED_COST_MAX + 512 * 1024, "memory is bounded");
     // The other stream goes on meanwhile.
     output.push(Stream::Stderr, Bytes::from_static(b"err"));
     assert_eq!(read_exactly(&err, 3), b"err");
@@ -67,6 +67,29 @@ async fn a_reader_that_stops_blocks_nobody_and_loses_nothing() {
     drained(&mut output).await;
     assert!(output.has_room());
     assert_eq!(reader.join().unwrap(), pushed);
+}
+
+#[tokio::test]
+async fn single_bytes_for_a_reader_that_stopped_cost_what_they_take() {
+    let ((out, stdout), (_err, stderr)) = (pipe(), pipe());
+    let mut output = Output::over([stdout, stderr]);
+    let mut pushed = fill(&mut output, Stream::Stdout).len();
+    read_exactly(&out, pushed);
+    drained(&mut output).await;
+    // A pipe that is full again, and then pieces that only its reader's return can move.
+    let filling = vec![0; 2 * PIPE_BUFFER_BYTES];
+    pushed = filling.len();
+    output.push(Stream::Stdout, filling.into());
+    let mut pieces = 0;
+    while output.has_room() {
+        output.push(Stream::Stdout, Bytes::from_static(b"x"));
+        pieces += 1;
+    }
+    assert!(pieces <= QUEUED_COST_MAX / PIECE_COST, "{pieces} pieces wait");
+    assert!(pieces > QUEUED_COST_MAX / PIECE_COST / 4, "{pieces} pieces wait");
+    let reader = thread::spawn(move || read_exactly(&out, pushed + pieces));
+    drained(&mut output).await;
+    assert!(reader.join().unwrap().ends_with(b"xxx"));
 }
 
 #[tokio::test]
