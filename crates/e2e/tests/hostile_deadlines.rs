@@ -77,11 +77,11 @@ struct Nobody;
 impl Gatekeeper for Nobody {
     type Grant = ();
 
-    fn first_accepted(&self, _: &str, _: &[&[u8]], _: IpAddr) -> Option<usize> {
+    async fn first_accepted(&self, _: &str, _: &[&[u8]], _: IpAddr) -> Option<usize> {
         None
     }
 
-    fn admit(&self, _: &ProvedLogin<'_>) -> Option<Admitted<()>> {
+    async fn admit(&self, _: &ProvedLogin<'_>) -> Option<Admitted<()>> {
         None
     }
 }

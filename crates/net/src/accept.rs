@@ -21,17 +21,26 @@ pub const TLS_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a client that broke the protocol is listened to after it was told so.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Decides who may come in. Called by the listener's task; must not block for long.
-pub trait Gatekeeper {
+/// Decides who may come in. Its futures run on the listener's thread with all other connections, so
+/// what blocks, such as a user's home on a server that does not answer, is for another thread.
+pub trait Gatekeeper: Sync {
     /// What an accepted login yields.
-    type Grant;
+    type Grant: Send;
 
     /// The index of the first of `keys` that would be accepted for `user` now. Asked by peers who
     /// have proved nothing, so all keys together should cost about what one does.
-    fn first_accepted(&self, user: &str, keys: &[&[u8]], source: IpAddr) -> Option<usize>;
+    fn first_accepted(
+        &self,
+        user: &str,
+        keys: &[&[u8]],
+        source: IpAddr,
+    ) -> impl Future<Output = Option<usize>> + Send;
 
     /// What `key`, whose possession was proved, is granted for `user`; `None` refuses.
-    fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<Self::Grant>>;
+    fn admit(
+        &self,
+        login: &ProvedLogin<'_>,
+    ) -> impl Future<Output = Option<Admitted<Self::Grant>>> + Send;
 }
 
 /// A login whose signature was verified.
@@ -165,11 +174,11 @@ impl Entrance {
             self.buffer_transmit()?;
             match self.responder.poll_event() {
                 Some(ResponderEvent::Query(query)) => {
-                    let accepted = self.answer(&query, gatekeeper);
+                    let accepted = self.answer(&query, gatekeeper).await;
                     self.responder.answer_query(self.clock.now(), accepted);
                 }
                 Some(ResponderEvent::Attempt(attempt)) => {
-                    match self.judge(&attempt, established, gatekeeper) {
+                    match self.judge(&attempt, established, gatekeeper).await {
                         Ok(admitted) => return self.let_in(admitted),
                         Err(refusal) => {
                             self.refusal = Some(refusal);
@@ -233,14 +242,14 @@ impl Entrance {
         }
     }
 
-    fn answer<G: Gatekeeper>(&self, query: &AuthQuery, gatekeeper: &G) -> Option<u32> {
+    async fn answer<G: Gatekeeper>(&self, query: &AuthQuery, gatekeeper: &G) -> Option<u32> {
         let keys: Vec<&[u8]> = query.keys.iter().map(|key| key.0.as_slice()).collect();
-        let found = gatekeeper.first_accepted(&query.user, &keys, self.source.ip());
+        let found = gatekeeper.first_accepted(&query.user, &keys, self.source.ip()).await;
         found.and_then(|index| u32::try_from(index).ok())
     }
 
     /// Verifies the signature over exactly the bytes that were sent, then asks the gatekeeper.
-    fn judge<G: Gatekeeper>(
+    async fn judge<G: Gatekeeper>(
         &self,
         attempt: &Attempt,
         established: &Established,
@@ -269,7 +278,7 @@ impl Entrance {
             source: self.source,
             delegate: delegate.map(|d| (d.public_key.as_slice(), d.lifetime_s)),
         };
-        gatekeeper.admit(&login).ok_or_else(|| AcceptError::Refused {
+        gatekeeper.admit(&login).await.ok_or_else(|| AcceptError::Refused {
             user: request.user.clone(),
             fingerprint: key.fingerprint(),
         })

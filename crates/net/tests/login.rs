@@ -31,12 +31,12 @@ struct Keys {
 impl Gatekeeper for Keys {
     type Grant = String;
 
-    fn first_accepted(&self, _user: &str, keys: &[&[u8]], _source: IpAddr) -> Option<usize> {
+    async fn first_accepted(&self, _user: &str, keys: &[&[u8]], _source: IpAddr) -> Option<usize> {
         *self.queries.lock().unwrap() += 1;
         keys.iter().position(|key| self.accepted.iter().any(|accepted| accepted == key))
     }
 
-    fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<String>> {
+    async fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<String>> {
         let blob = login.key.blob();
         let known = self.accepted.iter().any(|accepted| accepted == blob)
             || self.delegates.lock().unwrap().contains_key(blob);

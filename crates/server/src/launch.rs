@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use afar_sys::child::{Child, ExitStatus, Session};
 use afar_sys::private_files::{PrivateDirError, ensure_private_dir};
-use afar_sys::socket::{connect_unix, peer_credentials};
+use afar_sys::socket::{connect_unix_at_once, peer_credentials};
 use afar_sys::spawn::{SpawnError, SpawnRequest, Stdio, spawn};
 use afar_sys::users::{current_user, effective_uid};
 
@@ -24,6 +24,9 @@ const ATTEMPTS: u32 = 3;
 
 /// How long another supervisor, which has taken the lock, may need until it listens.
 const WINNER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long one that does not accept, because it is stopped or very busy, is waited for.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often is looked whether it does.
 const WINNER_POLL: Duration = Duration::from_millis(2);
@@ -49,6 +52,9 @@ pub enum LaunchError {
         /// Whose it is.
         uid: u32,
     },
+    /// It does not accept connections, and as many as may wait for that already do.
+    #[error("the supervisor does not accept connections")]
+    Busy,
     /// It could not be started.
     #[error("the supervisor could not be started: {0}")]
     Spawn(#[from] SpawnError),
@@ -81,13 +87,13 @@ pub struct Launched {
     pub started: Option<Child>,
 }
 
-/// Connects to the supervisor, if it is running.
+/// Connects to the supervisor, if it is running. Never waits.
 ///
 /// # Errors
 /// Its directory is not usable, or something else than a missing supervisor is in the way.
 pub fn connect_running() -> Result<Option<UnixStream>, LaunchError> {
     let path = runtime_dir()?.join(SOCKET_NAME);
-    match connect_unix(&path) {
+    match connect_unix_at_once(&path) {
         Ok(stream) => check_owner(stream, &path).map(Some),
         Err(error)
             if matches!(
@@ -97,7 +103,18 @@ pub fn connect_running() -> Result<Option<UnixStream>, LaunchError> {
         {
             Ok(None)
         }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(LaunchError::Busy),
         Err(source) => Err(LaunchError::Io { action: "cannot reach the supervisor", source }),
+    }
+}
+
+fn connect_when_not_busy() -> Result<Option<UnixStream>, LaunchError> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match connect_running() {
+            Err(LaunchError::Busy) if Instant::now() < deadline => std::thread::sleep(WINNER_POLL),
+            other => return other,
+        }
     }
 }
 
@@ -107,7 +124,7 @@ pub fn connect_running() -> Result<Option<UnixStream>, LaunchError> {
 /// # Errors
 /// See [`LaunchError`].
 pub fn connect(executable: &Path) -> Result<Launched, LaunchError> {
-    if let Some(stream) = connect_running()? {
+    if let Some(stream) = connect_when_not_busy()? {
         return Ok(Launched { stream, started: None });
     }
     for _ in 0..ATTEMPTS {
@@ -116,7 +133,7 @@ pub fn connect(executable: &Path) -> Result<Launched, LaunchError> {
         // need a moment until it listens.
         let deadline = Instant::now() + WINNER_TIMEOUT;
         while Instant::now() < deadline {
-            if let Some(stream) = connect_running()? {
+            if let Some(stream) = connect_when_not_busy()? {
                 return Ok(Launched { stream, started: Some(started) });
             }
             if has_failed(&mut started) {

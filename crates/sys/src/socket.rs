@@ -93,6 +93,20 @@ pub fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     }
 }
 
+/// The same without ever waiting: one whose backlog is full, because it does not accept, is an error
+/// and not a wait without end.
+///
+/// # Errors
+/// As [`connect_unix`], and `EAGAIN` when the backlog is full.
+pub fn connect_unix_at_once(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let short = ShortPath::of(path)?;
+    connect(&socket, &SocketAddrUnix::new(short.path.as_path())?)?;
+    rustix::io::ioctl_fionbio(&socket, false)?;
+    Ok(socket.into())
+}
+
 /// Removes the socket that a listener left behind when it was killed. Returns whether there was one.
 ///
 /// Only for who holds the lock of that listener: it is not checked whether somebody listens.
@@ -274,6 +288,22 @@ mod tests {
             assert_eq!(path.as_os_str().len(), total);
             exchange(&path);
         }
+    }
+
+    #[test]
+    fn a_listener_that_does_not_accept_is_not_waited_for() {
+        let root = TempDir::new().unwrap();
+        let path = root.path().join("s");
+        let _listener = listen_unix(&path, 1).unwrap();
+        let mut queued = Vec::new();
+        let refused = loop {
+            match connect_unix_at_once(&path) {
+                Ok(stream) => queued.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        assert!((1..10).contains(&queued.len()), "{}", queued.len());
     }
 
     #[test]

@@ -47,13 +47,13 @@ struct Door {
 impl Gatekeeper for Door {
     type Grant = ();
 
-    fn first_accepted(&self, _user: &str, keys: &[&[u8]], _source: IpAddr) -> Option<usize> {
+    async fn first_accepted(&self, _user: &str, keys: &[&[u8]], _source: IpAddr) -> Option<usize> {
         self.queries.fetch_add(1, Ordering::SeqCst);
         let allowed = self.allowed.lock().unwrap();
         keys.iter().position(|key| allowed.iter().any(|allowed| allowed == key))
     }
 
-    fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<()>> {
+    async fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<()>> {
         self.attempts.lock().unwrap().push(login.key.fingerprint());
         let key = login.key.blob();
         let known = |keys: &Mutex<Vec<Vec<u8>>>| keys.lock().unwrap().iter().any(|k| k == key);

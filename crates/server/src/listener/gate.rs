@@ -25,6 +25,9 @@ pub const DELEGATION_LIFETIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ephemeral keys that are remembered at once; the one that ends first goes when there are more.
 pub const DELEGATIONS_MAX: usize = 4096;
 
+/// How long reading a user's files of keys may take. The client has a minute in all (`W-9.13`).
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// The gate of a listener that serves the user who runs it.
 #[derive(Debug)]
 pub(super) struct Gate {
@@ -50,32 +53,35 @@ impl Gate {
         Self { user, authorized_keys, delegations: Mutex::default(), log }
     }
 
-    /// Reads the user's files of keys, each once, whatever they are then asked.
-    fn read_files(&self, user: &str) -> Result<Vec<KeyFile>, Refusal> {
+    /// Reads the user's files of keys, each once, whatever they are then asked; on a thread of its
+    /// own, because a home may be on a server that does not answer.
+    async fn read_files(&self, user: &str) -> Result<Vec<KeyFile>, Refusal> {
         if OsStr::new(user) != self.user.name {
             return Err("this server serves only the user who runs it".to_owned());
         }
-        let home = Some(self.user.home.as_path());
-        // One byte over the limit, so that the reader says that the file is too large.
-        let bytes_max = AUTHORIZED_KEYS_BYTES_MAX as u64 + 1;
-        let files = self.authorized_keys.iter().map(|pattern| {
-            let path = expand(pattern, &self.user);
-            let contents = read_checked(&path, home, self.user.uid, bytes_max);
-            KeyFile { path, contents: contents.map_err(|error| error.to_string()) }
+        let paths: Vec<PathBuf> =
+            self.authorized_keys.iter().map(|pattern| expand(pattern, &self.user)).collect();
+        let user = self.user.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            paths.into_iter().map(|path| KeyFile::read(path, &user)).collect()
         });
-        Ok(files.collect())
+        match tokio::time::timeout(READ_TIMEOUT, read).await {
+            Ok(Ok(files)) => Ok(files),
+            Ok(Err(error)) => Err(format!("the files of keys could not be read: {error}")),
+            Err(_) => Err("reading the files of keys took too long".to_owned()),
+        }
     }
 
     /// Whose line lets this key in, how, and what it allows: its own line if it has one that does,
     /// so that nobody who vouches for a key of others changes what that key may do; else that of
     /// the key which vouched for it.
-    fn find_grant(
+    async fn find_grant(
         &self,
         user: &str,
         key: &PublicKeyBlob,
         source: IpAddr,
     ) -> Result<(GrantKind, PublicKeyBlob, Restrictions), Refusal> {
-        let files = self.read_files(user)?;
+        let files = self.read_files(user).await?;
         let remark = |path: &Path, remarks: &Diagnostics| self.log_diagnostics(path, remarks);
         let refusal = match look_up(&files, key, source, remark) {
             Ok(restrictions) => return Ok((GrantKind::Key, key.clone(), restrictions)),
@@ -136,8 +142,8 @@ impl Gate {
 impl Gatekeeper for Gate {
     type Grant = Grant;
 
-    fn first_accepted(&self, user: &str, keys: &[&[u8]], source: IpAddr) -> Option<usize> {
-        let files = self.read_files(user).ok()?;
+    async fn first_accepted(&self, user: &str, keys: &[&[u8]], source: IpAddr) -> Option<usize> {
+        let files = self.read_files(user).await.ok()?;
         keys.iter().position(|key| {
             let Ok(key) = PublicKeyBlob::from_wire(key.to_vec()) else { return false };
             let accepted = |key: &PublicKeyBlob| look_up(&files, key, source, |_, _| {}).is_ok();
@@ -145,10 +151,10 @@ impl Gatekeeper for Gate {
         })
     }
 
-    fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<Grant>> {
+    async fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<Grant>> {
         let source = login.source.ip();
         let key = PublicKeyBlob::from_wire(login.key.blob().to_vec()).ok()?;
-        match self.find_grant(login.user, &key, source) {
+        match self.find_grant(login.user, &key, source).await {
             Ok((kind, key, restrictions)) => {
                 let delegate_lifetime_s = match (kind, login.delegate) {
                     // An ephemeral key vouches for no other one, or it would never end.
@@ -180,6 +186,16 @@ impl Gatekeeper for Gate {
 struct KeyFile {
     path: PathBuf,
     contents: Result<Vec<u8>, Refusal>,
+}
+
+impl KeyFile {
+    /// Blocks on the file system.
+    fn read(path: PathBuf, user: &User) -> Self {
+        // One byte over the limit, so that the reader says that the file is too large.
+        let bytes_max = AUTHORIZED_KEYS_BYTES_MAX as u64 + 1;
+        let contents = read_checked(&path, Some(&user.home), user.uid, bytes_max);
+        Self { path, contents: contents.map_err(|error| error.to_string()) }
+    }
 }
 
 /// What the key's line allows from this address, or why nothing. Remarks on a file go to `remark`.
@@ -323,9 +339,9 @@ mod tests {
         let source = "127.0.0.1:1".parse().unwrap();
         let delegate = Some((free.blob(), 60));
         let login = ProvedLogin { user: "ann", key: &restricted, source, delegate };
-        assert!(gate.admit(&login).is_some());
+        assert!(gate.admit(&login).await.is_some());
         let login = ProvedLogin { user: "ann", key: &free, source, delegate: None };
-        let grant = gate.admit(&login).unwrap().grant;
+        let grant = gate.admit(&login).await.unwrap().grant;
         assert_eq!(grant.kind, GrantKind::Key);
         assert_eq!(grant.restrictions, Restrictions::default());
     }

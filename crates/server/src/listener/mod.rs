@@ -342,9 +342,11 @@ async fn connect_supervisor(shared: &Arc<Shared>) -> Result<UnixTransport, launc
             .map(UnixTransport::new)
             .map_err(|source| launch::LaunchError::Io { action: "cannot use the socket", source })
     };
-    // A running one answers at once; only a start is worth a thread of its own.
-    if let Some(stream) = launch::connect_running()? {
-        return to_transport(stream);
+    // A running one is connected to at once; only a start, or one that is busy, is worth a thread.
+    match launch::connect_running() {
+        Ok(Some(stream)) => return to_transport(stream),
+        Ok(None) | Err(launch::LaunchError::Busy) => {}
+        Err(error) => return Err(error),
     }
     let executable = shared.executable.clone();
     let launched = tokio::task::spawn_blocking(move || launch::connect(&executable))
