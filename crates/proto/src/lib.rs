@@ -13,6 +13,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 pub mod auth;
+pub mod classic;
 pub mod connection;
 pub mod error;
 pub mod frame;

@@ -55,3 +55,13 @@ fn server_input() {
 fn operation_sequences() {
     run_all("operations", operations::run);
 }
+
+#[test]
+fn classic_response() {
+    run_all("classic_response", decoders::classic_response);
+}
+
+#[test]
+fn classic_request() {
+    run_all("classic_request", decoders::classic_request);
+}

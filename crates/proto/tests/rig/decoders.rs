@@ -5,6 +5,11 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use afar_proto::auth::{AuthError, Initiator, InitiatorEvent, Responder, ResponderEvent};
+use afar_proto::classic::limits::{REQUEST_BYTES_MAX, REST_TIMEOUT};
+use afar_proto::classic::{
+    Cut, Foreign, Piece, RequestError, RequestReader, ResponseError, ResponseReader,
+    response_header,
+};
 use afar_proto::connection::{ResumeStream, Stream};
 use afar_proto::frame::{Frame, FrameReader, Kind, Phase};
 use afar_proto::limits::{AUTH_DEADLINE, REFUSAL_DELAY};
@@ -293,4 +298,91 @@ fn react(connection: &mut Connection, event: Event) {
         Event::Abandoned { channel } => connection.release(channel),
         _ => {}
     }
+}
+
+/// Answers of the classic protocol: the same pieces, the same error or the same cut, however the
+/// bytes are split; and a header that is written is read.
+pub(crate) fn classic_response(data: &[u8]) {
+    let ([size], data) = controls(data);
+    let whole = read_responses(data.chunks(data.len().max(1)));
+    assert_eq!(whole, read_responses(data.chunks(segment(size))));
+    for (data_size, output) in &whole.answers {
+        assert!(u64::try_from(output.len()).is_ok_and(|length| length <= *data_size));
+        let again = read_responses([&response_header(*data_size)[..], output].into_iter());
+        assert_eq!(again.answers, [(*data_size, output.clone())]);
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct Responses {
+    answers: Vec<(u64, Vec<u8>)>,
+    ended: Result<Cut, ResponseError>,
+}
+
+fn read_responses<'a>(segments: impl Iterator<Item = &'a [u8]>) -> Responses {
+    let mut reader = ResponseReader::new();
+    let mut answers: Vec<(u64, Vec<u8>)> = Vec::new();
+    for mut segment in segments {
+        loop {
+            match reader.read(&mut segment) {
+                Ok(Some(Piece::Header { data_size })) => answers.push((data_size, Vec::new())),
+                Ok(Some(Piece::Data(data))) => {
+                    let (_, output) = answers.last_mut().expect("a header comes before data");
+                    output.extend_from_slice(data);
+                }
+                Ok(Some(Piece::End)) => {
+                    let (size, output) = answers.last().expect("a header comes before the end");
+                    assert_eq!(u64::try_from(output.len()), Ok(*size));
+                }
+                Ok(None) => break,
+                Err(error) => return Responses { answers, ended: Err(error) },
+            }
+        }
+        assert!(segment.is_empty());
+    }
+    Responses { answers, ended: Ok(reader.handle_eof()) }
+}
+
+/// Commands of the classic protocol: nothing is lost or invented but what was refused, and nothing
+/// that is taken as a command begins another protocol.
+pub(crate) fn classic_request(data: &[u8]) {
+    let ([size, pauses], data) = controls(data);
+    let mut now = Instant::ZERO;
+    let mut reader = RequestReader::new();
+    let mut taken = Vec::new();
+    for (index, segment) in data.chunks(segment(size)).enumerate() {
+        reader.handle_input(segment);
+        if usize::from(pauses) & (1 << (index % 8)) != 0 {
+            reader.handle_drained(now);
+            now = now.after(REST_TIMEOUT);
+            reader.handle_timeout(now);
+        }
+        if !take_requests(&mut reader, data, &mut taken) {
+            return;
+        }
+    }
+    reader.handle_eof();
+    if take_requests(&mut reader, data, &mut taken) {
+        assert_eq!(taken, data);
+    }
+}
+
+/// Whether the connection may go on.
+fn take_requests(reader: &mut RequestReader, data: &[u8], taken: &mut Vec<u8>) -> bool {
+    while let Some(request) = reader.poll_request() {
+        match request {
+            Ok(request) => {
+                assert!(!request.is_empty() && request.len() <= REQUEST_BYTES_MAX);
+                assert_eq!(Foreign::of(&request), None);
+                taken.extend_from_slice(&request);
+                assert!(data.starts_with(taken));
+            }
+            Err(RequestError::TooLong) => {
+                assert!(data.len() > REQUEST_BYTES_MAX);
+                return false;
+            }
+            Err(RequestError::Foreign(_)) => return false,
+        }
+    }
+    true
 }
