@@ -26,6 +26,7 @@ mod rig;
 pub mod signals;
 pub mod socket;
 pub mod spawn;
+pub mod tcp_peer;
 pub mod terminal;
 pub mod users;
 
