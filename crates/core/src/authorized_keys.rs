@@ -290,6 +290,7 @@ fn evaluate(options: &KeyOptions, context: Context<'_>) -> Result<Restrictions, 
         touch_required: options.touch_required,
         verify_required: options.verify_required,
         expires_at_s,
+        login_shell_only: false,
     };
     if restrictions.expired(context.now_s) { Err(Held::Expired) } else { Ok(restrictions) }
 }

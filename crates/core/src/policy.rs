@@ -34,12 +34,22 @@ pub enum Verb {
     Ps,
     /// Forward a connection.
     Forward,
+    /// Run a command in a shell that stays.
+    Session,
 }
 
 impl Verb {
     /// Every verb, in the order of the table's columns.
-    pub const ALL: [Self; 7] =
-        [Self::Run, Self::Shell, Self::Attach, Self::Logs, Self::Kill, Self::Ps, Self::Forward];
+    pub const ALL: [Self; 8] = [
+        Self::Run,
+        Self::Shell,
+        Self::Attach,
+        Self::Logs,
+        Self::Kill,
+        Self::Ps,
+        Self::Forward,
+        Self::Session,
+    ];
 }
 
 /// How the peer proved who it is.
@@ -101,6 +111,9 @@ pub struct Restrictions {
     /// `expiry-time=`, in seconds of Unix time: valid up to and including this second.
     #[serde(deserialize_with = "stated")]
     pub expires_at_s: Option<i64>,
+    /// No option of a key but a fact of its account: the login shell is one that does not let its
+    /// user run just anything, so all that is asked for is a text for that shell, as with sshd.
+    pub login_shell_only: bool,
 }
 
 impl Default for Restrictions {
@@ -119,6 +132,7 @@ impl Default for Restrictions {
             touch_required: true,
             verify_required: false,
             expires_at_s: None,
+            login_shell_only: false,
         }
     }
 }
@@ -276,8 +290,19 @@ pub enum ForwardWay {
 pub struct Decision {
     /// What is executed, where the verb executes something.
     pub execution: Execution,
+    /// Who chooses what it is executed with.
+    pub surroundings: Surroundings,
     /// Which jobs the answer may be about.
     pub jobs: JobsSeen,
+}
+
+/// Who chooses the environment and the working directory of what is executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surroundings {
+    /// The client.
+    Clients,
+    /// The account, and the key's line: the client could otherwise choose what runs after all.
+    Accounts,
 }
 
 /// What is executed.
@@ -285,7 +310,8 @@ pub struct Decision {
 pub enum Execution {
     /// What was asked for.
     AsRequested,
-    /// The key's command instead, by the user's shell with `-c`, in the user's home.
+    /// This command instead, by the user's shell with `-c`, in the user's home: the key's, or, for a
+    /// login shell that decides, the text of what was asked for.
     Forced {
         /// The command.
         command: ByteString,
@@ -307,14 +333,15 @@ pub enum JobsSeen {
 impl Decision {
     /// Whether the client may set this variable for what is executed.
     ///
-    /// For a forced command only the locale and the terminal's name are the client's: with
-    /// `LD_PRELOAD`, `BASH_ENV` or `PATH` it would choose what runs after all. (sshd takes no
-    /// variable but those of `AcceptEnv`, which distributions set to the locale.)
+    /// For a forced command, and for a login shell that decides, only the locale and the terminal's
+    /// name are the client's: with `LD_PRELOAD`, `BASH_ENV` or `PATH` it would choose what runs
+    /// after all. (sshd takes no variable but those of `AcceptEnv`, which distributions set to the
+    /// locale.)
     #[must_use]
     pub fn accepts_variable(&self, name: &[u8]) -> bool {
-        match self.execution {
-            Execution::AsRequested => true,
-            Execution::Forced { .. } => {
+        match self.surroundings {
+            Surroundings::Clients => true,
+            Surroundings::Accounts => {
                 name == b"LANG" || name == b"TERM" || name.starts_with(b"LC_")
             }
         }
@@ -324,7 +351,7 @@ impl Decision {
     /// relative paths are its author's.
     #[must_use]
     pub const fn accepts_cwd(&self) -> bool {
-        matches!(self.execution, Execution::AsRequested)
+        matches!(self.surroundings, Surroundings::Clients)
     }
 }
 
@@ -344,6 +371,10 @@ pub enum Denied {
     /// Not one of the key's `permitopen` or `permitlisten`, or not named at all.
     #[error("the key may not forward that (permitopen, permitlisten)")]
     ForwardTarget,
+    /// A session, which runs whatever it is given, where the key's command or the login shell
+    /// decides what is run.
+    #[error("sessions are not for a key with a command of its own, or a restricted login shell")]
+    NoSession,
     /// A job of others: told as if there were none.
     #[error("no such job")]
     NotItsJob,
@@ -363,9 +394,11 @@ impl Denied {
             Self::NotItsJob => RefusalReason::NoSuchJob,
             Self::OriginalTooLong => RefusalReason::TooLong,
             Self::OriginalHoldsNul => RefusalReason::Invalid,
-            Self::Expired | Self::NoPty | Self::NoForwarding | Self::ForwardTarget => {
-                RefusalReason::Denied
-            }
+            Self::Expired
+            | Self::NoPty
+            | Self::NoForwarding
+            | Self::ForwardTarget
+            | Self::NoSession => RefusalReason::Denied,
         }
     }
 }
@@ -376,6 +409,7 @@ enum Limit {
     ForcedCommand,
     NoPty,
     NoForwarding,
+    LoginShellOnly,
 }
 
 /// What a limit does to a verb: a cell of the table.
@@ -391,8 +425,12 @@ enum Rule {
     OwnList,
     /// Denied with a terminal.
     NoPty,
-    /// Denied.
-    Deny,
+    /// The login shell gets the text of it.
+    ByShell,
+    /// Denied: no forwarding.
+    NoForwarding,
+    /// Denied: no sessions.
+    NoSession,
 }
 
 /// The table. A grant without a limit may do everything that its user may do anyway; a grant with
@@ -401,14 +439,17 @@ enum Rule {
 /// A key without a forced command can run any program as its user, so no rule about jobs would
 /// hold it back: that is why only a forced command limits which jobs are seen. A forced command
 /// does not forbid forwarding, in sshd neither (sshd(8): "unless they are explicitly prohibited").
+///
+/// For people it stands in the specification (`W-4.10`), cell by cell; a test holds both together.
 #[rustfmt::skip]
-const TABLE: [(Limit, [Rule; Verb::ALL.len()]); 3] = {
-    use Rule::{Deny, NoPty, OwnJob, OwnList, Pass, Replace};
+const TABLE: [(Limit, [Rule; Verb::ALL.len()]); 4] = {
+    use Rule::{ByShell, NoForwarding, NoPty, NoSession, OwnJob, OwnList, Pass, Replace};
     [
-        //                      run      shell    attach  logs    kill    ps       forward
-        (Limit::ForcedCommand, [Replace, Replace, OwnJob, OwnJob, OwnJob, OwnList, Pass]),
-        (Limit::NoPty,         [NoPty,   NoPty,   Pass,   Pass,   Pass,   Pass,    Pass]),
-        (Limit::NoForwarding,  [Pass,    Pass,    Pass,   Pass,   Pass,   Pass,    Deny]),
+        //                       run      shell    attach  logs    kill    ps       forward       session
+        (Limit::ForcedCommand,  [Replace, Replace, OwnJob, OwnJob, OwnJob, OwnList, Pass,         NoSession]),
+        (Limit::NoPty,          [NoPty,   NoPty,   Pass,   Pass,   Pass,   Pass,    Pass,         NoPty]),
+        (Limit::NoForwarding,   [Pass,    Pass,    Pass,   Pass,   Pass,   Pass,    NoForwarding, Pass]),
+        (Limit::LoginShellOnly, [ByShell, ByShell, Pass,   Pass,   Pass,   Pass,    Pass,         NoSession]),
     ]
 };
 
@@ -422,7 +463,11 @@ pub fn allowed(grant: &Grant, verb: Verb, facts: RequestFacts<'_>) -> Result<Dec
     if restrictions.expired(facts.now_s) {
         return Err(Denied::Expired);
     }
-    let mut decision = Decision { execution: Execution::AsRequested, jobs: JobsSeen::All };
+    let mut decision = Decision {
+        execution: Execution::AsRequested,
+        surroundings: Surroundings::Clients,
+        jobs: JobsSeen::All,
+    };
     for (limit, rules) in &TABLE {
         if !limit.holds(restrictions) {
             continue;
@@ -443,6 +488,7 @@ impl Limit {
             Self::ForcedCommand => restrictions.forced_command.is_some(),
             Self::NoPty => restrictions.no_pty,
             Self::NoForwarding => restrictions.no_port_forwarding,
+            Self::LoginShellOnly => restrictions.login_shell_only,
         }
     }
 }
@@ -461,13 +507,25 @@ impl Rule {
                     command: restrictions.forced_command.clone().unwrap_or_default(),
                     original: facts.command.map(original_within_limits).transpose()?,
                 };
+                decision.surroundings = Surroundings::Accounts;
                 decision.jobs = JobsSeen::Own;
+            }
+            Self::ByShell => {
+                decision.surroundings = Surroundings::Accounts;
+                // The key's own command goes to that shell too. A login shell is what it is.
+                if let (Execution::AsRequested, Some(command)) =
+                    (&decision.execution, facts.command)
+                {
+                    let command = ByteString(original_command(command));
+                    decision.execution = Execution::Forced { command, original: None };
+                }
             }
             Self::OwnJob if !facts.own_job => return Err(Denied::NotItsJob),
             Self::OwnJob | Self::OwnList => decision.jobs = JobsSeen::Own,
             Self::NoPty if facts.pty => return Err(Denied::NoPty),
             Self::NoPty => {}
-            Self::Deny => return Err(Denied::NoForwarding),
+            Self::NoForwarding => return Err(Denied::NoForwarding),
+            Self::NoSession => return Err(Denied::NoSession),
         }
         Ok(())
     }

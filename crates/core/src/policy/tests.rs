@@ -31,9 +31,16 @@ fn expectation(
 ) -> Result<Decision, Denied> {
     let is_forced = restrictions.forced_command.is_some();
     let starts = matches!(verb, Verb::Run | Verb::Shell);
+    let by_shell = restrictions.login_shell_only;
     let names_a_job = matches!(verb, Verb::Attach | Verb::Logs | Verb::Kill);
-    if restrictions.no_pty && starts && facts.pty {
+    if is_forced && verb == Verb::Session {
+        return Err(Denied::NoSession);
+    }
+    if restrictions.no_pty && (starts || verb == Verb::Session) && facts.pty {
         return Err(Denied::NoPty);
+    }
+    if by_shell && verb == Verb::Session {
+        return Err(Denied::NoSession);
     }
     if restrictions.no_port_forwarding && verb == Verb::Forward {
         return Err(Denied::NoForwarding);
@@ -46,10 +53,18 @@ fn expectation(
             command: command.clone(),
             original: facts.command.map(|_| "ls -l 'a b'".into()),
         },
+        None if by_shell && starts && facts.command.is_some() => {
+            Execution::Forced { command: "ls -l 'a b'".into(), original: None }
+        }
         _ => Execution::AsRequested,
     };
+    let surroundings = if (is_forced || by_shell) && starts {
+        Surroundings::Accounts
+    } else {
+        Surroundings::Clients
+    };
     let jobs = if is_forced && verb != Verb::Forward { JobsSeen::Own } else { JobsSeen::All };
-    Ok(Decision { execution, jobs })
+    Ok(Decision { execution, surroundings, jobs })
 }
 
 #[test]
@@ -59,12 +74,13 @@ fn fault_84_the_whole_table_of_grant_and_verb() {
     let mut cells = 0;
     let mut denied = 0;
     for verb in Verb::ALL {
-        for bits in 0_u8..64 {
+        for bits in 0_u8..128 {
             let on = |bit: u8| bits & (1 << bit) != 0;
             let restrictions = Restrictions {
                 forced_command: on(0).then(|| "backup".into()),
                 no_pty: on(1),
                 no_port_forwarding: on(2),
+                login_shell_only: on(6),
                 ..Restrictions::default()
             };
             let facts = RequestFacts {
@@ -77,14 +93,133 @@ fn fault_84_the_whole_table_of_grant_and_verb() {
             for kind in [GrantKind::Key, GrantKind::Delegated, GrantKind::Local] {
                 let grant = Grant { kind, ..grant(restrictions.clone()) };
                 let answer = allowed(&grant, verb, facts);
-                assert_eq!(answer, expectation(verb, &restrictions, facts), "{verb:?} {bits:06b}");
+                assert_eq!(answer, expectation(verb, &restrictions, facts), "{verb:?} {bits:07b}");
                 cells += 1;
                 denied += usize::from(answer.is_err());
             }
         }
     }
-    assert_eq!(cells, 7 * 64 * 3);
+    assert_eq!(cells, 8 * 128 * 3);
     assert!(denied > 100 && denied < cells / 2, "{denied} of {cells}");
+}
+
+/// The table of W-4.10, cell by cell: the words of the specification are held against the answers.
+#[test]
+fn fault_84_the_specifications_table_is_what_is_answered() {
+    let spec = include_str!("../../../../docs/spec/wire.md");
+    let mut lines = spec.lines().skip_while(|line| !line.starts_with("| limit "));
+    let cells = |line: &str| -> Vec<String> {
+        line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
+    };
+    let header = cells(lines.next().unwrap());
+    let names = header.iter().skip(1).map(String::as_str);
+    let verbs: Vec<Verb> = names.map(|name| verb_named(name).unwrap()).collect();
+    assert_eq!(verbs, Verb::ALL);
+    let mut rows = 0;
+    for line in lines.skip(1).take_while(|line| line.starts_with('|')) {
+        let row = cells(line);
+        let restrictions = limit_named(&row[0]);
+        assert_eq!(row.len(), verbs.len() + 1, "{line}");
+        for (verb, word) in verbs.iter().zip(&row[1..]) {
+            assert_eq!(answers(*verb, &restrictions), *word, "{} × {verb:?}", row[0]);
+        }
+        rows += 1;
+    }
+    assert_eq!(rows, 10);
+}
+
+fn verb_named(name: &str) -> Option<Verb> {
+    Verb::ALL.into_iter().find(|verb| format!("{verb:?}").to_lowercase() == name)
+}
+
+fn limit_named(name: &str) -> Restrictions {
+    let free = Restrictions::default();
+    match name {
+        "none" => free,
+        "`command=`" => forced("backup"),
+        "`no-pty`" => Restrictions { no_pty: true, ..free },
+        "`no-port-forwarding`" => Restrictions { no_port_forwarding: true, ..free },
+        "`permitopen=`, `permitlisten=`" => {
+            let permits = vec!["other:1".to_owned()];
+            Restrictions { permit_open: permits.clone(), permit_listen: permits, ..free }
+        }
+        "`restrict`" => Restrictions {
+            no_pty: true,
+            no_port_forwarding: true,
+            no_agent_forwarding: true,
+            no_x11_forwarding: true,
+            no_user_rc: true,
+            ..free
+        },
+        "`expiry-time=`, over" => Restrictions { expires_at_s: Some(NOW_S - 1), ..free },
+        "`environment=`" => {
+            let variable = KeyVariable { name: "A".into(), value: "b".into() };
+            Restrictions { environment: vec![variable], ..free }
+        }
+        "`no-agent-forwarding`, `no-X11-forwarding`, `no-user-rc`" => Restrictions {
+            no_agent_forwarding: true,
+            no_x11_forwarding: true,
+            no_user_rc: true,
+            ..free
+        },
+        "login shell only" => Restrictions { login_shell_only: true, ..free },
+        other => panic!("no test knows the row {other}"),
+    }
+}
+
+/// What a limit makes of a verb, in the words of the table.
+fn answers(verb: Verb, restrictions: &Restrictions) -> &'static str {
+    let ls = ls();
+    let ask = |pty, own_job| {
+        let forward = ForwardRequest { way: ForwardWay::Open, host: "db", port: 5432 };
+        let facts = RequestFacts {
+            now_s: NOW_S,
+            pty,
+            own_job,
+            command: (verb != Verb::Shell).then_some(&ls),
+            forward: Some(forward),
+        };
+        allowed(&grant(restrictions.clone()), verb, facts)
+    };
+    let plain = match (ask(false, true), ask(false, false)) {
+        (Ok(_), Err(Denied::NotItsJob)) => return "own job",
+        (Err(Denied::ForwardTarget), _) => return "named",
+        (Err(_), _) => return "no",
+        (Ok(decision), _) => decision,
+    };
+    if ask(true, true) == Err(Denied::NoPty) {
+        return "no terminal";
+    }
+    match (plain.execution, plain.surroundings, plain.jobs) {
+        (Execution::Forced { original: Some(_), .. }, Surroundings::Accounts, JobsSeen::Own)
+            if verb == Verb::Run =>
+        {
+            "forced"
+        }
+        (Execution::Forced { original: None, .. }, Surroundings::Accounts, JobsSeen::Own) => {
+            "forced"
+        }
+        (Execution::Forced { original: None, .. }, Surroundings::Accounts, JobsSeen::All)
+        | (Execution::AsRequested, Surroundings::Accounts, JobsSeen::All) => "by the shell",
+        (Execution::AsRequested, Surroundings::Clients, JobsSeen::Own) => "own jobs",
+        (Execution::AsRequested, Surroundings::Clients, JobsSeen::All) => "yes",
+        other => panic!("no word for {other:?}"),
+    }
+}
+
+#[test]
+fn fault_84_a_login_shell_that_decides_gets_everything_as_text_and_nothing_of_the_clients() {
+    let ls = ls();
+    let grant = grant(Restrictions { login_shell_only: true, ..Restrictions::default() });
+    let run = allowed(&grant, Verb::Run, RequestFacts::run(NOW_S, &ls)).unwrap();
+    let text = Execution::Forced { command: "ls -l 'a b'".into(), original: None };
+    assert_eq!(run.execution, text);
+    let shell = allowed(&grant, Verb::Shell, RequestFacts::other(NOW_S)).unwrap();
+    assert_eq!(shell.execution, Execution::AsRequested);
+    for decision in [run, shell] {
+        assert!(!decision.accepts_variable(b"LD_PRELOAD") && !decision.accepts_cwd());
+        assert_eq!(decision.jobs, JobsSeen::All);
+    }
 }
 
 #[test]
@@ -184,7 +319,8 @@ fn denials_have_the_word_of_the_wire() {
     assert_eq!(Denied::NotItsJob.reason(), RefusalReason::NoSuchJob);
     assert_eq!(Denied::OriginalTooLong.reason(), RefusalReason::TooLong);
     assert_eq!(Denied::OriginalHoldsNul.reason(), RefusalReason::Invalid);
-    for denied in [Denied::Expired, Denied::NoPty, Denied::NoForwarding, Denied::ForwardTarget] {
+    use Denied::{Expired, ForwardTarget, NoForwarding, NoPty, NoSession};
+    for denied in [Expired, NoPty, NoForwarding, ForwardTarget, NoSession] {
         assert_eq!(denied.reason(), RefusalReason::Denied);
     }
 }
@@ -207,6 +343,7 @@ fn a_grant_survives_its_encoding() {
         touch_required: false,
         verify_required: true,
         expires_at_s: Some(NOW_S),
+        login_shell_only: true,
         ..Restrictions::default()
     });
     for grant in [full, Grant::local(b"\xe9ric".to_vec(), 0)] {
@@ -223,6 +360,7 @@ fn a_grant_that_is_not_understood_whole_is_refused() {
         good.replace(r#""no_pty":false,"#, ""),
         good.replace(r#""forced_command":null,"#, ""),
         good.replace(r#","expires_at_s":null"#, ""),
+        good.replace(r#","login_shell_only":false"#, ""),
         good.replace(r#""source_address":null,"#, ""),
         good.replace(r#""no_pty":false"#, r#""no_pty":false,"no_pty":true"#),
         good.replace(r#""uid":1000"#, r#""uid":-1"#),
