@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use afar_core::key::PublicKeyBlob;
 use afar_net::agent::{Agent, AgentKey};
 use afar_net::identity::{self, IdentityError, IdentityFile};
 use afar_net::login::Candidate;
@@ -165,24 +166,19 @@ fn public_half(error: &IdentityError) -> Option<Vec<u8>> {
 
 /// A candidate as it is shown.
 pub(crate) fn offered(candidate: &Candidate, agent: Option<&Agent>) -> OfferedKey {
-    let (algorithm, comment, source) = match candidate {
-        Candidate::Locked(key) => {
-            (None, key.comment(), KeySource::LockedFile(key.path().to_owned()))
-        }
+    let (comment, source) = match candidate {
+        Candidate::Locked(key) => (key.comment(), KeySource::LockedFile(key.path().to_owned())),
         Candidate::Usable(Signer::File(key)) => {
-            (None, key.comment(), KeySource::File(key.path().to_owned()))
-        }
-        Candidate::Usable(Signer::Agent(key)) => {
-            let socket = agent.map(|agent| agent.path().to_owned()).unwrap_or_default();
-            (Some(key.kind().ssh_name()), key.comment(), KeySource::Agent(socket))
+            (key.comment(), KeySource::File(key.path().to_owned()))
         }
         Candidate::Usable(signer) => {
-            (Some(signer.algorithm()), signer.comment(), KeySource::Agent(PathBuf::new()))
+            let socket = agent.map(|agent| agent.path().to_owned()).unwrap_or_default();
+            (signer.comment(), KeySource::Agent(socket))
         }
     };
+    let blob = PublicKeyBlob::from_wire(candidate.public_blob().to_vec());
     OfferedKey {
-        // Key files of other types are not signed with.
-        algorithm: algorithm.unwrap_or("ssh-ed25519").to_owned(),
+        algorithm: blob.map(|blob| blob.algorithm().to_owned()).unwrap_or_default(),
         fingerprint: fingerprint(candidate.public_blob()),
         comment: comment.to_owned(),
         source,

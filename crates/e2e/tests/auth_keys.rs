@@ -238,6 +238,40 @@ fn an_agent_signs_with_every_type_of_key_that_it_holds() {
 }
 
 #[test]
+fn a_file_of_every_type_and_format_of_key_is_enough() {
+    let host = Host::start();
+    for (name, options) in [
+        ("p256", &["-t", "ecdsa", "-b", "256"][..]),
+        ("p384", &["-t", "ecdsa", "-b", "384"]),
+        ("p521", &["-t", "ecdsa", "-b", "521"]),
+        ("rsa3072", &["-t", "rsa", "-b", "3072"]),
+        ("pem", &["-t", "rsa", "-b", "2048", "-m", "PEM"]),
+        ("pkcs8", &["-t", "ecdsa", "-m", "PKCS8"]),
+    ] {
+        let key = make_key(&host, name, options);
+        host.write("authorized_keys", Home::public_line(&key));
+        let output = run_with(&host, &["-i", text(&key)], &host.target()).output();
+        assert_eq!(output.text(), "in\n", "{name}: {output:?}");
+    }
+}
+
+#[test]
+fn a_key_file_that_cannot_be_used_says_why() {
+    let host = Host::start();
+    for (name, options, why) in [
+        ("small", &["-t", "rsa", "-b", "1024"][..], "1024 bits"),
+        ("locked_pem", &["-t", "rsa", "-m", "PEM", "-N", "secret"], "ssh-keygen -p -f"),
+    ] {
+        let key = make_key(&host, name, options);
+        std::fs::remove_file(key.with_extension("pub")).unwrap();
+        let output = run_with(&host, &["-i", text(&key)], &host.target()).output();
+        let said = output.expect_code(255).error_text();
+        assert!(said.contains(why) && said.contains(name), "{said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    }
+}
+
+#[test]
 fn of_many_keys_in_an_agent_the_one_that_is_authorised_is_found() {
     let host = Host::start();
     let agent = Agent::start(&host);

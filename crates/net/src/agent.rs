@@ -130,8 +130,8 @@ impl Agent {
         &self.path
     }
 
-    /// The keys that the agent holds and afar can use, in the agent's order. Certificates, FIDO
-    /// keys and DSA keys are left out. Cancel-safe: dropping the future closes the connection.
+    /// The keys that the agent holds and afar can use, in the agent's order. Certificates and
+    /// DSA keys are left out. Cancel-safe: dropping the future closes the connection.
     ///
     /// # Errors
     /// An [`AgentError`]; no answer of an agent makes this panic or allocate more than

@@ -4,17 +4,17 @@
 //! already have in `known_hosts`. Where those files cannot be read, a server has a key of its own,
 //! made once and kept.
 
-mod private;
-
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::SigningKey;
 
 use crate::files::{self, FileError, PrivateKeyRule};
 use crate::key_file::{KeyFault, KeyFile};
 use crate::public_key::{self, KeyKind, PublicKey, PublicKeyError};
+use crate::secret_key;
 
 /// The public half of a host key, in both of its forms.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -28,9 +28,9 @@ impl HostPublicKey {
     /// From the SSH wire blob, as `known_hosts` has it.
     ///
     /// # Errors
-    /// As [`PublicKey::from_blob`].
+    /// As [`PublicKey::from_blob`]; also a FIDO key, which no server can prove.
     pub fn from_blob(blob: &[u8]) -> Result<Self, PublicKeyError> {
-        PublicKey::from_blob(blob).map(|key| Self::new(&key))
+        Self::new(&PublicKey::from_blob(blob)?)
     }
 
     /// From the DER SubjectPublicKeyInfo, as TLS carries it.
@@ -38,11 +38,13 @@ impl HostPublicKey {
     /// # Errors
     /// As [`PublicKey::from_spki`].
     pub fn from_spki(spki: &[u8]) -> Result<Self, PublicKeyError> {
-        PublicKey::from_spki(spki).map(|key| Self::new(&key))
+        Self::new(&PublicKey::from_spki(spki)?)
     }
 
-    fn new(key: &PublicKey) -> Self {
-        Self { kind: key.kind(), blob: key.to_blob(), spki: key.to_spki() }
+    fn new(key: &PublicKey) -> Result<Self, PublicKeyError> {
+        let kind = key.kind();
+        let unsupported = || PublicKeyError::Unsupported { name: kind.ssh_name().to_owned() };
+        Ok(Self { kind, blob: key.to_blob(), spki: key.to_spki().ok_or_else(unsupported)? })
     }
 
     /// The type of the key.
@@ -121,8 +123,12 @@ impl HostKey {
     /// nobody to ask.
     pub fn from_openssh(contents: &[u8]) -> Result<Self, KeyFault> {
         let file = KeyFile::parse(contents)?;
-        let signing = private::signing_key(&file)?;
-        let public = HostPublicKey::new(&file.public);
+        let public = HostPublicKey::new(&file.public).map_err(|error| match error {
+            PublicKeyError::Unsupported { name } => KeyFault::Unsupported { name },
+            PublicKeyError::Malformed => KeyFault::Damaged,
+        })?;
+        let secret = file.secret()?;
+        let signing = any_supported_type(&secret.to_rustls()).map_err(|_| KeyFault::Refused)?;
         // The library derives the public half from the private one; a file whose halves differ
         // would make a server that no client can ever verify.
         let derived = signing.public_key().ok_or(KeyFault::Refused)?;
@@ -137,7 +143,7 @@ impl HostKey {
     /// # Errors
     /// [`KeyFault::Refused`] where the system has no random bytes.
     pub fn generate() -> Result<Self, KeyFault> {
-        Self::from_openssh(private::generate_ed25519()?.as_bytes())
+        Self::from_openssh(secret_key::generate_ed25519()?.as_bytes())
     }
 
     /// Reads a host key file: ours or root's, and closed to everybody else.
@@ -163,7 +169,7 @@ impl HostKey {
     pub fn load_or_create(path: &Path) -> Result<(Self, bool), HostKeyError> {
         match Self::load(path) {
             Err(HostKeyError::File(error)) if error.is_not_found() => {
-                let contents = private::generate_ed25519()?;
+                let contents = secret_key::generate_ed25519()?;
                 let created = files::create_once(path, contents.as_bytes())?;
                 Ok((Self::load(path)?, created))
             }

@@ -6,9 +6,9 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64ct::{Base64, Encoding as _};
-use ssh_key::private::KeypairData;
 use zeroize::Zeroizing;
 
 use crate::files::{self, FileError, PrivateKeyRule};
@@ -37,7 +37,7 @@ pub enum IdentityError {
         /// What is wrong with what is in it.
         fault: KeyFault,
     },
-    /// A good key, but of a type that afar signs with only through an agent.
+    /// A good key, but of a type that signs only through an agent: the token is the agent's.
     #[error("{path:?} holds a key of type {name:?}, which needs an ssh-agent (`ssh-add {path:?}`)")]
     NeedsAgent {
         /// The file.
@@ -133,7 +133,7 @@ impl IdentityFile {
 /// An encrypted key file. `Debug` shows its path only.
 pub struct LockedKey {
     path: PathBuf,
-    file: Box<KeyFile>,
+    file: Arc<KeyFile>,
     blob: Vec<u8>,
     comment: String,
 }
@@ -165,16 +165,10 @@ impl LockedKey {
     /// [`UnlockError::WrongPassphrase`], or [`UnlockError::Key`] for a file that is damaged inside.
     pub fn unlock(&self, passphrase: &[u8]) -> Result<FileKey, UnlockError> {
         let path = || self.path.clone();
-        let open = self.file.private.decrypt(passphrase).map_err(|error| match error {
-            ssh_key::Error::Crypto => UnlockError::WrongPassphrase { path: path() },
-            ssh_key::Error::PublicKey => {
-                UnlockError::Key { path: path(), fault: KeyFault::Mismatch }
-            }
-            _ => UnlockError::Key { path: path(), fault: KeyFault::Damaged },
-        })?;
-        let comment = String::from_utf8_lossy(open.comment().as_bytes());
-        file_key(open.key_data(), &self.path, &comment)
-            .map_err(|fault| UnlockError::Key { path: path(), fault })
+        let fault = |fault| UnlockError::Key { path: path(), fault };
+        let open = self.file.decrypt(passphrase).map_err(fault)?;
+        let open = open.ok_or_else(|| UnlockError::WrongPassphrase { path: path() })?;
+        file_key(&open, &self.path).map_err(fault)
     }
 
     /// Asks for the passphrase, at most `attempts_max` times, until one is right.
@@ -218,21 +212,18 @@ pub fn load(path: &Path) -> Result<IdentityFile, IdentityError> {
     let contents = files::read_private_key(path, PrivateKeyRule::User)?;
     let fault = |fault| IdentityError::Key { path: path.to_owned(), fault };
     let needs_agent = |name: String| IdentityError::NeedsAgent { path: path.to_owned(), name };
-    let file = KeyFile::parse(&contents).map_err(|error| match error {
-        KeyFault::Unsupported { name } => needs_agent(name),
-        other => fault(other),
-    })?;
-    if file.public.kind() != KeyKind::Ed25519 {
+    let file = KeyFile::parse(&contents).map_err(fault)?;
+    if file.public.kind().is_fido() {
         return Err(needs_agent(file.public.kind().ssh_name().to_owned()));
     }
-    if file.private.is_encrypted() {
+    file.check_size().map_err(fault)?;
+    if file.is_encrypted() {
         let blob = file.public.to_blob();
         let comment = neighbour_comment(path, &blob).unwrap_or_default();
-        let (path, file) = (path.to_owned(), Box::new(file));
+        let (path, file) = (path.to_owned(), Arc::new(file));
         return Ok(IdentityFile::Locked(LockedKey { path, file, blob, comment }));
     }
-    let key = file_key(file.private.key_data(), path, &file.comment()).map_err(fault)?;
-    Ok(IdentityFile::Ready(key))
+    Ok(IdentityFile::Ready(file_key(&file, path).map_err(fault)?))
 }
 
 /// The keys that are tried where none is configured.
@@ -305,10 +296,14 @@ fn neighbour_comment(path: &Path, blob: &[u8]) -> Option<String> {
     (public.blob == blob).then_some(public.comment)
 }
 
-fn file_key(data: &KeypairData, path: &Path, comment: &str) -> Result<FileKey, KeyFault> {
-    let KeypairData::Ed25519(pair) = data else { return Err(KeyFault::Damaged) };
-    let seed = Zeroizing::new(pair.private.to_bytes());
-    FileKey::new(&seed, &pair.public.0, path, comment).ok_or(KeyFault::Mismatch)
+fn file_key(file: &KeyFile, path: &Path) -> Result<FileKey, KeyFault> {
+    let blob = file.public.to_blob();
+    // A PEM file has no room for a comment.
+    let comment = match file.comment() {
+        empty if empty.is_empty() => neighbour_comment(path, &blob).unwrap_or_default(),
+        comment => comment,
+    };
+    FileKey::new(&file.secret()?, &blob, path, &comment)
 }
 
 #[cfg(test)]

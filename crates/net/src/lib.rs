@@ -11,6 +11,8 @@ pub mod agent;
 pub mod clock;
 mod der;
 pub mod driver;
+#[cfg(test)]
+mod fido_rig;
 pub mod files;
 pub mod host_key;
 pub mod identity;
@@ -20,6 +22,8 @@ mod keygen;
 pub mod local;
 pub mod login;
 pub mod public_key;
+mod secret_key;
+pub mod signature;
 pub mod signer;
 mod ssh_wire;
 pub mod sshsig;

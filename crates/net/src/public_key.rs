@@ -30,12 +30,23 @@ pub enum KeyKind {
     EcdsaP521,
     /// RSA (RFC 4253), signing with SHA-2 only (RFC 8332).
     Rsa,
+    /// Ed25519 in a FIDO token (OpenSSH's PROTOCOL.u2f): for users only.
+    SkEd25519,
+    /// ECDSA over NIST P-256 in a FIDO token (OpenSSH's PROTOCOL.u2f): for users only.
+    SkEcdsaP256,
 }
 
 impl KeyKind {
     /// Every kind, in the order of preference where nothing else is known.
-    pub const ALL: [Self; 5] =
-        [Self::Ed25519, Self::EcdsaP256, Self::EcdsaP384, Self::EcdsaP521, Self::Rsa];
+    pub const ALL: [Self; 7] = [
+        Self::Ed25519,
+        Self::EcdsaP256,
+        Self::EcdsaP384,
+        Self::EcdsaP521,
+        Self::Rsa,
+        Self::SkEd25519,
+        Self::SkEcdsaP256,
+    ];
 
     /// The name of the key type in OpenSSH's files and blobs.
     #[must_use]
@@ -46,7 +57,16 @@ impl KeyKind {
             Self::EcdsaP384 => "ecdsa-sha2-nistp384",
             Self::EcdsaP521 => "ecdsa-sha2-nistp521",
             Self::Rsa => "ssh-rsa",
+            Self::SkEd25519 => "sk-ssh-ed25519@openssh.com",
+            Self::SkEcdsaP256 => "sk-ecdsa-sha2-nistp256@openssh.com",
         }
+    }
+
+    /// Whether the key lives in a FIDO token, which signs more than it is given and says whether
+    /// somebody touched it.
+    #[must_use]
+    pub fn is_fido(self) -> bool {
+        matches!(self, Self::SkEd25519 | Self::SkEcdsaP256)
     }
 
     /// The kind with this OpenSSH name; `None` for types that afar does not verify.
@@ -58,10 +78,10 @@ impl KeyKind {
     /// The curve's name in a blob and the bytes of one coordinate; `None` unless ECDSA.
     pub(crate) fn curve(self) -> Option<(&'static str, usize)> {
         match self {
-            Self::EcdsaP256 => Some(("nistp256", 32)),
+            Self::EcdsaP256 | Self::SkEcdsaP256 => Some(("nistp256", 32)),
             Self::EcdsaP384 => Some(("nistp384", 48)),
             Self::EcdsaP521 => Some(("nistp521", 66)),
-            Self::Ed25519 | Self::Rsa => None,
+            Self::Ed25519 | Self::Rsa | Self::SkEd25519 => None,
         }
     }
 }
@@ -72,7 +92,7 @@ pub enum PublicKeyError {
     /// The bytes are cut, padded, or not in the one valid encoding.
     #[error("the public key is malformed")]
     Malformed,
-    /// A well-formed blob of a type that afar does not verify (a certificate, a FIDO key, DSA …).
+    /// A well-formed blob of a type that afar does not verify (a certificate, DSA …).
     #[error("keys of type {name:?} are not supported")]
     Unsupported {
         /// The type's name as the blob states it, at most 64 bytes of it.
@@ -108,6 +128,16 @@ pub(crate) enum Shape {
     Rsa {
         exponent: Vec<u8>,
         modulus: Vec<u8>,
+    },
+    /// `application` is what the token was told that the key is for, never empty.
+    SkEd25519 {
+        key: [u8; 32],
+        application: Vec<u8>,
+    },
+    /// `point` as in `Ecdsa`, on P-256.
+    SkEcdsaP256 {
+        point: Vec<u8>,
+        application: Vec<u8>,
     },
 }
 
@@ -150,12 +180,16 @@ impl PublicKey {
                 Shape::Ed25519(reader.string()?.try_into().map_err(|_| PublicKeyError::Malformed)?)
             }
             KeyKind::EcdsaP256 | KeyKind::EcdsaP384 | KeyKind::EcdsaP521 => {
-                let (curve, _) = kind.curve().ok_or(PublicKeyError::Malformed)?;
-                if reader.string()? != curve.as_bytes() {
-                    return Err(PublicKeyError::Malformed);
-                }
-                Shape::ecdsa(kind, reader.string()?)?
+                Shape::Ecdsa { kind, point: read_point(kind, &mut reader)? }
             }
+            KeyKind::SkEd25519 => Shape::SkEd25519 {
+                key: reader.string()?.try_into().map_err(|_| PublicKeyError::Malformed)?,
+                application: read_application(&mut reader)?,
+            },
+            KeyKind::SkEcdsaP256 => Shape::SkEcdsaP256 {
+                point: read_point(kind, &mut reader)?,
+                application: read_application(&mut reader)?,
+            },
             KeyKind::Rsa => {
                 let exponent = reader.positive_mpint()?;
                 Shape::rsa(exponent, reader.positive_mpint()?)?
@@ -182,7 +216,11 @@ impl PublicKey {
             rsa_from_spki(spki)?
         };
         let key = Self { shape };
-        if key.to_spki() == spki { Ok(key) } else { Err(PublicKeyError::Malformed) }
+        if key.to_spki().as_deref() == Some(spki) {
+            Ok(key)
+        } else {
+            Err(PublicKeyError::Malformed)
+        }
     }
 
     /// The SSH wire blob.
@@ -201,14 +239,24 @@ impl PublicKey {
                 ssh_wire::put_positive_mpint(&mut out, exponent);
                 ssh_wire::put_positive_mpint(&mut out, modulus);
             }
+            Shape::SkEd25519 { key, application } => {
+                ssh_wire::put_string(&mut out, key);
+                ssh_wire::put_string(&mut out, application);
+            }
+            Shape::SkEcdsaP256 { point, application } => {
+                ssh_wire::put_string(&mut out, b"nistp256");
+                ssh_wire::put_string(&mut out, point);
+                ssh_wire::put_string(&mut out, application);
+            }
         }
         out
     }
 
-    /// The DER SubjectPublicKeyInfo.
+    /// The DER SubjectPublicKeyInfo; `None` for a FIDO key, which can't sign for TLS.
     #[must_use]
-    pub fn to_spki(&self) -> Vec<u8> {
-        match &self.shape {
+    pub fn to_spki(&self) -> Option<Vec<u8>> {
+        Some(match &self.shape {
+            Shape::SkEd25519 { .. } | Shape::SkEcdsaP256 { .. } => return None,
             Shape::Ed25519(key) => [SPKI_ED25519, key].concat(),
             Shape::Ecdsa { kind, point } => {
                 let prefix = match kind {
@@ -226,7 +274,7 @@ impl PublicKey {
                 let bits = der::tlv(der::TAG_BIT_STRING, &[&[0], &key]);
                 der::tlv(der::TAG_SEQUENCE, &[RSA_ALGORITHM, &bits]).to_vec()
             }
-        }
+        })
     }
 
     /// The type of the key.
@@ -236,6 +284,8 @@ impl PublicKey {
             Shape::Ed25519(_) => KeyKind::Ed25519,
             Shape::Ecdsa { kind, .. } => kind,
             Shape::Rsa { .. } => KeyKind::Rsa,
+            Shape::SkEd25519 { .. } => KeyKind::SkEd25519,
+            Shape::SkEcdsaP256 { .. } => KeyKind::SkEcdsaP256,
         }
     }
 
@@ -243,7 +293,7 @@ impl PublicKey {
     #[must_use]
     pub fn bits(&self) -> usize {
         match &self.shape {
-            Shape::Ed25519(_) => 256,
+            Shape::Ed25519(_) | Shape::SkEd25519 { .. } | Shape::SkEcdsaP256 { .. } => 256,
             Shape::Ecdsa { kind: KeyKind::EcdsaP384, .. } => 384,
             Shape::Ecdsa { kind: KeyKind::EcdsaP521, .. } => 521,
             Shape::Ecdsa { .. } => 256,
@@ -254,22 +304,47 @@ impl PublicKey {
     pub(crate) fn shape(&self) -> &Shape {
         &self.shape
     }
+
+    /// A key from what the library says of one: nothing of a peer's.
+    pub(crate) fn from_shape(shape: Shape) -> Self {
+        Self { shape }
+    }
 }
 
 impl Shape {
-    fn ecdsa(kind: KeyKind, point: &[u8]) -> Result<Self, PublicKeyError> {
-        let (_, coordinate_bytes) = kind.curve().ok_or(PublicKeyError::Malformed)?;
-        if point.len() != 1 + 2 * coordinate_bytes || point.first() != Some(&4) {
-            return Err(PublicKeyError::Malformed);
-        }
-        Ok(Self::Ecdsa { kind, point: point.to_vec() })
+    pub(crate) fn ecdsa(kind: KeyKind, point: &[u8]) -> Result<Self, PublicKeyError> {
+        Ok(Self::Ecdsa { kind, point: checked_point(kind, point)? })
     }
 
-    fn rsa(exponent: &[u8], modulus: &[u8]) -> Result<Self, PublicKeyError> {
+    pub(crate) fn rsa(exponent: &[u8], modulus: &[u8]) -> Result<Self, PublicKeyError> {
         if exponent.len() > RSA_EXPONENT_BYTES_MAX || bit_length(modulus) > RSA_MODULUS_BITS_MAX {
             return Err(PublicKeyError::Malformed);
         }
         Ok(Self::Rsa { exponent: exponent.to_vec(), modulus: modulus.to_vec() })
+    }
+}
+
+/// A curve's name, which must be the type's, and an uncompressed point.
+fn read_point(kind: KeyKind, reader: &mut SshReader<'_>) -> Result<Vec<u8>, PublicKeyError> {
+    let (curve, _) = kind.curve().ok_or(PublicKeyError::Malformed)?;
+    if reader.string()? != curve.as_bytes() {
+        return Err(PublicKeyError::Malformed);
+    }
+    checked_point(kind, reader.string()?)
+}
+
+fn checked_point(kind: KeyKind, point: &[u8]) -> Result<Vec<u8>, PublicKeyError> {
+    let (_, coordinate_bytes) = kind.curve().ok_or(PublicKeyError::Malformed)?;
+    if point.len() != 1 + 2 * coordinate_bytes || point.first() != Some(&4) {
+        return Err(PublicKeyError::Malformed);
+    }
+    Ok(point.to_vec())
+}
+
+fn read_application(reader: &mut SshReader<'_>) -> Result<Vec<u8>, PublicKeyError> {
+    match reader.string()? {
+        [] => Err(PublicKeyError::Malformed),
+        application => Ok(application.to_vec()),
     }
 }
 
@@ -356,7 +431,7 @@ mod tests {
             assert_eq!(key.bits(), bits);
             assert_eq!(key.to_blob(), blob);
             assert_eq!(fingerprint(&blob), print);
-            let spki = key.to_spki();
+            let spki = key.to_spki().unwrap();
             assert_eq!(PublicKey::from_spki(&spki), Ok(key), "{name}");
         }
     }
@@ -365,7 +440,7 @@ mod tests {
     fn no_other_length_is_a_key() {
         for &(name, _, base64, _) in VECTORS {
             let blob = Base64::decode_vec(base64).unwrap();
-            let spki = PublicKey::from_blob(&blob).unwrap().to_spki();
+            let spki = PublicKey::from_blob(&blob).unwrap().to_spki().unwrap();
             for cut in 0..blob.len() {
                 assert!(PublicKey::from_blob(&blob[..cut]).is_err(), "{name} cut at {cut}");
             }
@@ -380,12 +455,34 @@ mod tests {
     #[test]
     fn another_type_is_named_not_guessed() {
         let mut blob = Vec::new();
-        ssh_wire::put_string(&mut blob, b"sk-ssh-ed25519@openssh.com");
+        ssh_wire::put_string(&mut blob, b"ssh-dss");
         ssh_wire::put_string(&mut blob, &[0; 32]);
         assert_eq!(
             PublicKey::from_blob(&blob),
-            Err(PublicKeyError::Unsupported { name: "sk-ssh-ed25519@openssh.com".into() })
+            Err(PublicKeyError::Unsupported { name: "ssh-dss".into() })
         );
+    }
+
+    #[test]
+    fn a_fido_key_has_an_application_and_no_form_for_tls() {
+        let point = [&[4][..], &[7; 64]].concat();
+        for (name, parts) in [
+            ("sk-ssh-ed25519@openssh.com", &[&[7; 32][..], b"ssh:"][..]),
+            ("sk-ecdsa-sha2-nistp256@openssh.com", &[b"nistp256", &point, b"ssh:"]),
+        ] {
+            let mut blob = Vec::new();
+            ssh_wire::put_string(&mut blob, name.as_bytes());
+            parts.iter().for_each(|part| ssh_wire::put_string(&mut blob, part));
+            let key = PublicKey::from_blob(&blob).unwrap();
+            assert_eq!((key.kind().ssh_name(), key.to_blob()), (name, blob.clone()));
+            assert!(key.kind().is_fido() && key.to_spki().is_none());
+            for cut in 0..blob.len() {
+                assert!(PublicKey::from_blob(&blob[..cut]).is_err(), "{name} cut at {cut}");
+            }
+            let without = &blob[..blob.len() - 4 - "ssh:".len()];
+            let empty = [without, &[0; 4]].concat();
+            assert_eq!(PublicKey::from_blob(&empty), Err(PublicKeyError::Malformed));
+        }
     }
 
     #[test]
@@ -400,7 +497,7 @@ mod tests {
     #[test]
     fn an_rsa_spki_with_another_encoding_of_the_same_key_is_refused() {
         let blob = Base64::decode_vec(VECTORS[4].2).unwrap();
-        let spki = PublicKey::from_blob(&blob).unwrap().to_spki();
+        let spki = PublicKey::from_blob(&blob).unwrap().to_spki().unwrap();
         // The same bytes behind a length that is one byte longer than it needs to be.
         let (head, body) = spki.split_at(4);
         let padded = [&[0x30, 0x83, 0x00], &head[2..4], body].concat();

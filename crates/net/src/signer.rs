@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::rand;
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use aws_lc_rs::signature::Ed25519KeyPair;
 use zeroize::Zeroizing;
 
 use crate::agent::{AgentError, AgentKey};
-use crate::public_key::KeyKind;
-use crate::{ssh_wire, sshsig};
+use crate::key_file::KeyFault;
+use crate::secret_key::{SecretDer, SecretKey};
+use crate::sshsig;
 
 /// Why nothing was signed.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +57,8 @@ impl Signer {
     #[must_use]
     pub fn algorithm(&self) -> &'static str {
         match self {
-            Self::File(_) | Self::Delegated(_) => KeyKind::Ed25519.ssh_name(),
+            Self::File(key) => key.key.secret.algorithm(),
+            Self::Delegated(key) => key.key.secret.algorithm(),
             Self::Agent(key) => key.algorithm(),
         }
     }
@@ -78,12 +80,19 @@ impl Signer {
     /// nothing half done.
     ///
     /// # Errors
-    /// [`SignError::Agent`] and [`SignError::Invalid`] with an agent; never with a key in memory.
+    /// [`SignError::Agent`] and [`SignError::Invalid`] with an agent; with a key in memory only
+    /// [`SignError::Library`], for want of memory.
     pub async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
         let data = sshsig::signed_data(message);
         match self {
-            Self::File(key) => Ok(sshsig::assemble(key.public_blob(), &key.sign_raw(&data))),
-            Self::Delegated(key) => Ok(sshsig::assemble(key.public_blob(), &key.sign_raw(&data))),
+            Self::File(key) => {
+                let raw = key.sign_raw(&data).ok_or(SignError::Library)?;
+                Ok(sshsig::assemble(key.public_blob(), &raw))
+            }
+            Self::Delegated(key) => {
+                let raw = key.sign_raw(&data).ok_or(SignError::Library)?;
+                Ok(sshsig::assemble(key.public_blob(), &raw))
+            }
             Self::Agent(key) => {
                 let raw = key.sign_raw(&data).await?;
                 let envelope = sshsig::assemble(key.public_blob(), &raw);
@@ -94,27 +103,17 @@ impl Signer {
     }
 }
 
-/// An Ed25519 key in memory. The library wipes the secret when the last clone is dropped.
+/// A key in memory. The library wipes the secret when the last clone is dropped.
 #[derive(Clone)]
 struct MemoryKey {
-    pair: Arc<Ed25519KeyPair>,
+    secret: Arc<SecretKey>,
     blob: Arc<[u8]>,
 }
 
 impl MemoryKey {
-    fn new(pair: Ed25519KeyPair) -> Self {
-        let mut blob = Vec::with_capacity(51);
-        ssh_wire::put_string(&mut blob, KeyKind::Ed25519.ssh_name().as_bytes());
-        ssh_wire::put_string(&mut blob, pair.public_key().as_ref());
-        Self { pair: Arc::new(pair), blob: blob.into() }
-    }
-
-    fn sign_raw(&self, data: &[u8]) -> Vec<u8> {
-        let signature = self.pair.sign(data);
-        let mut raw = Vec::with_capacity(83);
-        ssh_wire::put_string(&mut raw, KeyKind::Ed25519.ssh_name().as_bytes());
-        ssh_wire::put_string(&mut raw, signature.as_ref());
-        raw
+    fn new(secret: SecretKey) -> Result<Self, KeyFault> {
+        let blob = secret.public()?.to_blob();
+        Ok(Self { secret: Arc::new(secret), blob: blob.into() })
     }
 }
 
@@ -128,15 +127,18 @@ pub struct FileKey {
 }
 
 impl FileKey {
-    /// `None` where the public half is not the seed's.
+    /// [`KeyFault::Mismatch`] where the public half that the file states is not the secret's.
     pub(crate) fn new(
-        seed: &[u8; 32],
-        public: &[u8; 32],
+        secret: &SecretDer,
+        stated_blob: &[u8],
         path: &Path,
         comment: &str,
-    ) -> Option<Self> {
-        let pair = Ed25519KeyPair::from_seed_and_public_key(seed, public).ok()?;
-        Some(Self { key: MemoryKey::new(pair), path: path.into(), comment: comment.into() })
+    ) -> Result<Self, KeyFault> {
+        let key = MemoryKey::new(SecretKey::from_der(secret)?)?;
+        if *key.blob != *stated_blob {
+            return Err(KeyFault::Mismatch);
+        }
+        Ok(Self { key, path: path.into(), comment: comment.into() })
     }
 
     /// The SSH wire blob of the public key.
@@ -158,8 +160,8 @@ impl FileKey {
     }
 
     /// An SSH signature blob over exactly these bytes.
-    pub(crate) fn sign_raw(&self, data: &[u8]) -> Vec<u8> {
-        self.key.sign_raw(data)
+    pub(crate) fn sign_raw(&self, data: &[u8]) -> Option<Vec<u8>> {
+        self.key.secret.sign_raw(data)
     }
 }
 
@@ -187,7 +189,8 @@ impl DelegatedKey {
         rand::fill(seed.as_mut_slice()).map_err(|_| SignError::Library)?;
         let pair =
             Ed25519KeyPair::from_seed_unchecked(seed.as_slice()).map_err(|_| SignError::Library)?;
-        Ok(Self { key: MemoryKey::new(pair) })
+        let key = MemoryKey::new(SecretKey::Ed25519(pair)).map_err(|_| SignError::Library)?;
+        Ok(Self { key })
     }
 
     /// The SSH wire blob of the public key.
@@ -197,8 +200,8 @@ impl DelegatedKey {
     }
 
     /// An SSH signature blob over exactly these bytes.
-    pub(crate) fn sign_raw(&self, data: &[u8]) -> Vec<u8> {
-        self.key.sign_raw(data)
+    pub(crate) fn sign_raw(&self, data: &[u8]) -> Option<Vec<u8>> {
+        self.key.secret.sign_raw(data)
     }
 }
 
@@ -211,7 +214,8 @@ impl fmt::Debug for DelegatedKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::public_key::PublicKey;
+    use crate::public_key::{KeyKind, PublicKey};
+    use crate::secret_key::PKCS8_ED25519;
 
     #[tokio::test]
     async fn a_delegated_key_signs_what_verifies() {
@@ -230,8 +234,13 @@ mod tests {
 
     #[test]
     fn a_file_key_with_another_public_half_is_refused() {
-        let path = Path::new("key");
-        assert!(FileKey::new(&[1; 32], &[2; 32], path, "").is_none());
+        let secret = [PKCS8_ED25519, &[1; 32]].concat();
+        let secret = SecretDer::Pkcs8(Zeroizing::new(secret));
+        let new = |blob: &[u8]| FileKey::new(&secret, blob, Path::new("key"), "").map(|_| ());
+        let blob = SecretKey::from_der(&secret).unwrap().public().unwrap().to_blob();
+        assert_eq!(new(&blob), Ok(()));
+        let other = [&blob[..blob.len() - 1], &[blob[blob.len() - 1] ^ 1]].concat();
+        assert_eq!(new(&other), Err(KeyFault::Mismatch));
     }
 
     #[test]

@@ -6,21 +6,13 @@
 //! is strict: of one message and one key there is one envelope that is accepted, byte for byte.
 
 use aws_lc_rs::digest;
-use aws_lc_rs::signature::{
-    self, EcdsaVerificationAlgorithm, RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey,
-};
 
-use crate::public_key::{self, KeyKind, PublicKey, PublicKeyError, Shape};
+use crate::public_key::{self, KeyKind, PublicKey, PublicKeyError};
+use crate::signature::{self, FidoAssertion, SignatureError};
 use crate::ssh_wire::{self, Malformed, SshReader};
 
 /// The namespace of every signature that afar makes or accepts.
 pub const NAMESPACE: &str = "afar";
-
-/// The smallest RSA modulus that is accepted, in bits.
-///
-/// sshd's default (`RequiredRSASize`) is 1024 for the sake of keys from the last century; the TLS
-/// library's smallest is 2048, as is every current recommendation's.
-pub const RSA_BITS_MIN: usize = 2048;
 
 /// What the envelope begins with.
 const MAGIC: &[u8; 6] = b"SSHSIG";
@@ -53,15 +45,9 @@ pub enum VerifyError {
     /// The key cannot be read or is of a type that is not verified.
     #[error(transparent)]
     Key(#[from] PublicKeyError),
-    /// The signature algorithm does not go with the key, or is no longer safe (`ssh-rsa`).
-    #[error("the signature algorithm does not go with a key of type {}", .0.ssh_name())]
-    Algorithm(KeyKind),
-    /// An RSA key below [`RSA_BITS_MIN`].
-    #[error("an RSA key of {0} bits is too small; {RSA_BITS_MIN} are needed")]
-    RsaTooSmall(usize),
-    /// The arithmetic says no.
-    #[error("the signature does not match")]
-    BadSignature,
+    /// The signature in the envelope is not one of the key over the message.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
 }
 
 impl From<Malformed> for VerifyError {
@@ -77,6 +63,7 @@ pub struct VerifiedKey {
     blob: Vec<u8>,
     kind: KeyKind,
     algorithm: &'static str,
+    fido: Option<FidoAssertion>,
 }
 
 impl VerifiedKey {
@@ -96,6 +83,12 @@ impl VerifiedKey {
     #[must_use]
     pub fn algorithm(&self) -> &'static str {
         self.algorithm
+    }
+
+    /// What the token says of its user; `Some` iff the key is one of a FIDO token.
+    #[must_use]
+    pub fn fido(&self) -> Option<FidoAssertion> {
+        self.fido
     }
 
     /// The key's fingerprint; see [`public_key::fingerprint`].
@@ -148,14 +141,19 @@ pub fn verify(
         return Err(VerifyError::OtherKey);
     }
     let key = PublicKey::from_blob(public_blob)?;
-    let algorithm = verify_raw(&key, &envelope, &signed_data(message))?;
-    Ok(VerifiedKey { blob: public_blob.to_vec(), kind: key.kind(), algorithm })
+    let valid = signature::verify(&key, envelope.signature, &signed_data(message))?;
+    Ok(VerifiedKey {
+        blob: public_blob.to_vec(),
+        kind: key.kind(),
+        algorithm: valid.algorithm,
+        fido: valid.fido,
+    })
 }
 
 /// The parts of an envelope that vary.
 struct Envelope<'a> {
     public_blob: &'a [u8],
-    algorithm: &'a [u8],
+    /// An SSH signature blob.
     signature: &'a [u8],
 }
 
@@ -181,84 +179,10 @@ impl<'a> Envelope<'a> {
         if reader.string()? != HASH.as_bytes() {
             return Err(VerifyError::Hash);
         }
-        let mut inner = SshReader::new(reader.string()?);
+        let signature = reader.string()?;
         reader.finish()?;
-        let algorithm = inner.string()?;
-        let signature = inner.string()?;
-        inner.finish()?;
-        Ok(Self { public_blob, algorithm, signature })
+        Ok(Self { public_blob, signature })
     }
-}
-
-/// Verifies the inner signature and returns the name of its algorithm.
-fn verify_raw(
-    key: &PublicKey,
-    envelope: &Envelope<'_>,
-    signed: &[u8],
-) -> Result<&'static str, VerifyError> {
-    let kind = key.kind();
-    if kind != KeyKind::Rsa && envelope.algorithm != kind.ssh_name().as_bytes() {
-        return Err(VerifyError::Algorithm(kind));
-    }
-    match key.shape() {
-        Shape::Ed25519(public) => {
-            UnparsedPublicKey::new(&signature::ED25519, public)
-                .verify(signed, envelope.signature)
-                .map_err(|_| VerifyError::BadSignature)?;
-            Ok(kind.ssh_name())
-        }
-        Shape::Ecdsa { point, .. } => {
-            let fixed = fixed_ecdsa_signature(kind, envelope.signature)?;
-            UnparsedPublicKey::new(ecdsa_algorithm(kind), point)
-                .verify(signed, &fixed)
-                .map_err(|_| VerifyError::BadSignature)?;
-            Ok(kind.ssh_name())
-        }
-        Shape::Rsa { exponent, modulus } => {
-            let bits = key.bits();
-            if bits < RSA_BITS_MIN {
-                return Err(VerifyError::RsaTooSmall(bits));
-            }
-            let (name, parameters) = rsa_algorithm(envelope.algorithm)?;
-            RsaPublicKeyComponents { n: modulus, e: exponent }
-                .verify(parameters, signed, envelope.signature)
-                .map_err(|_| VerifyError::BadSignature)?;
-            Ok(name)
-        }
-    }
-}
-
-fn ecdsa_algorithm(kind: KeyKind) -> &'static EcdsaVerificationAlgorithm {
-    match kind {
-        KeyKind::EcdsaP384 => &signature::ECDSA_P384_SHA384_FIXED,
-        KeyKind::EcdsaP521 => &signature::ECDSA_P521_SHA512_FIXED,
-        _ => &signature::ECDSA_P256_SHA256_FIXED,
-    }
-}
-
-/// RSA with SHA-1 (`ssh-rsa`) is refused: it can be forged.
-fn rsa_algorithm(name: &[u8]) -> Result<(&'static str, &'static RsaParameters), VerifyError> {
-    match name {
-        b"rsa-sha2-256" => Ok(("rsa-sha2-256", &signature::RSA_PKCS1_2048_8192_SHA256)),
-        b"rsa-sha2-512" => Ok(("rsa-sha2-512", &signature::RSA_PKCS1_2048_8192_SHA512)),
-        _ => Err(VerifyError::Algorithm(KeyKind::Rsa)),
-    }
-}
-
-/// The two numbers of an ECDSA signature (RFC 5656 section 3.1.2), each padded to the width of the
-/// curve, one after the other.
-fn fixed_ecdsa_signature(kind: KeyKind, value: &[u8]) -> Result<Vec<u8>, VerifyError> {
-    let (_, width) = kind.curve().ok_or(VerifyError::Algorithm(kind))?;
-    let mut reader = SshReader::new(value);
-    let numbers = [reader.positive_mpint()?, reader.positive_mpint()?];
-    reader.finish()?;
-    let mut fixed = Vec::with_capacity(2 * width);
-    for number in numbers {
-        let padding = width.checked_sub(number.len()).ok_or(VerifyError::Malformed)?;
-        fixed.extend(std::iter::repeat_n(0, padding));
-        fixed.extend_from_slice(number);
-    }
-    Ok(fixed)
 }
 
 #[cfg(test)]

@@ -365,6 +365,8 @@ fn kind_schemes(kind: KeyKind) -> &'static [SignatureScheme] {
             SignatureScheme::RSA_PSS_SHA384,
             SignatureScheme::RSA_PSS_SHA256,
         ],
+        // A token signs its own additions with what it is given, which TLS knows nothing of.
+        KeyKind::SkEd25519 | KeyKind::SkEcdsaP256 => &[],
     }
 }
 

@@ -81,7 +81,8 @@ fn pair_of(text: &str) -> ssh_key::private::Ed25519Keypair {
 
 #[test]
 fn a_file_whose_halves_differ_is_refused() {
-    let (one, other) = (private::generate_ed25519().unwrap(), private::generate_ed25519().unwrap());
+    let (one, other) =
+        (secret_key::generate_ed25519().unwrap(), secret_key::generate_ed25519().unwrap());
     let mixed = ssh_key::private::Ed25519Keypair {
         public: pair_of(&one).public,
         private: pair_of(&other).private,
@@ -167,7 +168,7 @@ fn configured_files_are_used_alone_and_must_all_be_sound() {
 
 #[test]
 fn debug_shows_no_secret() {
-    let text = private::generate_ed25519().unwrap();
+    let text = secret_key::generate_ed25519().unwrap();
     let shown = format!("{:?}", HostKey::from_openssh(text.as_bytes()).unwrap());
     assert!(shown.contains("SHA256:"), "{shown}");
     assert!(!shown.contains("signing"), "{shown}");

@@ -122,29 +122,92 @@ fn a_key_that_others_can_read_is_refused() {
 fn defaults_come_in_order_with_the_reasons_for_those_left_out() {
     let (temp, ssh) = home();
     assert!(load_defaults(temp.path()).identities.is_empty());
-    keygen::generate(&ssh.join("id_rsa"), &["-t", "rsa", "-b", "2048", "-N", ""], "");
+    keygen::generate(&ssh.join("id_rsa"), &["-t", "rsa", "-b", "1024", "-N", ""], "");
     keygen::generate(&ssh.join("id_ecdsa"), &["-t", "ecdsa", "-N", "secret", "-a", "1"], "");
     keygen::generate(&ssh.join("id_ed25519"), &["-t", "ed25519", "-N", ""], "");
     let found = load_defaults(temp.path());
     let paths: Vec<&Path> = found.identities.iter().map(IdentityFile::path).collect();
-    assert_eq!(paths, [ssh.join("id_ed25519")]);
+    assert_eq!(paths, [ssh.join("id_ecdsa"), ssh.join("id_ed25519")]);
     let reasons: Vec<String> = found.skipped.iter().map(ToString::to_string).collect();
-    assert_eq!(reasons.len(), 2);
-    for (reason, (file, name)) in
-        reasons.iter().zip([("id_rsa", "ssh-rsa"), ("id_ecdsa", "ecdsa-sha2-nistp256")])
-    {
-        assert!(reason.contains(file) && reason.contains(name), "{reason}");
-        assert!(!reason.contains('\n'));
+    let [reason] = reasons.as_slice() else { panic!("{reasons:?}") };
+    assert!(reason.contains("id_rsa") && reason.contains("1024 bits"), "{reason}");
+    assert!(!reason.contains('\n'));
+}
+
+#[tokio::test]
+async fn every_type_of_key_signs_from_every_format_of_file() {
+    let (_temp, ssh) = home();
+    for (kind, args) in keygen::KINDS {
+        for format in ["RFC4716", "PEM", "PKCS8"] {
+            // ssh-keygen writes ed25519 in its own format only.
+            if *kind == KeyKind::Ed25519 && format != "RFC4716" {
+                continue;
+            }
+            let path = ssh.join(format!("{}-{format}", kind.ssh_name()));
+            let args = [*args, &["-m", format]].concat();
+            let blob = keygen::generate(&path, &args, "me@here");
+            let IdentityFile::Ready(key) = load(&path).unwrap() else { panic!("{path:?}") };
+            // Where the file itself has no comment, the one beside it does.
+            assert_eq!(key.comment(), "me@here", "{path:?}");
+            assert_signs(key, &blob).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_ed25519_key_of_openssl_is_read() {
+    let (_temp, ssh) = home();
+    let path = ssh.join("id_openssl");
+    let pkcs8 = aws_lc_rs::signature::Ed25519KeyPair::generate().unwrap().to_pkcs8v1().unwrap();
+    let body = Base64::encode_string(pkcs8.as_ref());
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n");
+    fs::write(&path, pem).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let IdentityFile::Ready(key) = load(&path).unwrap() else { panic!("not ready") };
+    let blob = key.public_blob().to_vec();
+    assert_signs(key, &blob).await;
+}
+
+#[tokio::test]
+async fn every_type_of_key_is_unlocked() {
+    let (_temp, ssh) = home();
+    for (kind, args) in keygen::KINDS {
+        let path = ssh.join(kind.ssh_name());
+        let args = [&args[..args.len() - 1], &["open sesame", "-a", "1"]].concat();
+        let blob = keygen::generate(&path, &args, "me@here");
+        let key = locked(&path);
+        assert_eq!(key.public_blob(), blob);
+        assert!(matches!(key.unlock(b"wrong"), Err(UnlockError::WrongPassphrase { .. })));
+        assert_signs(key.unlock(b"open sesame").unwrap(), &blob).await;
     }
 }
 
 #[test]
-fn other_formats_say_how_to_convert_them() {
+fn encrypted_pem_says_how_to_convert_it() {
     let (_temp, ssh) = home();
-    let path = ssh.join("id_rsa");
-    keygen::generate(&path, &["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", ""], "");
-    let reason = load(&path).unwrap_err().to_string();
-    assert!(reason.contains("ssh-keygen -p -f") && !reason.contains('\n'), "{reason}");
+    for format in ["PEM", "PKCS8"] {
+        let path = ssh.join(format);
+        let args = ["-t", "rsa", "-b", "2048", "-m", format, "-N", "secret"];
+        keygen::generate(&path, &args, "");
+        let reason = load(&path).unwrap_err().to_string();
+        assert!(reason.contains("ssh-keygen -p -f") && !reason.contains('\n'), "{reason}");
+    }
+}
+
+#[test]
+fn an_rsa_key_of_a_size_that_is_not_used_says_so_in_every_format() {
+    let (_temp, ssh) = home();
+    for format in ["RFC4716", "PEM", "PKCS8"] {
+        let path = ssh.join(format);
+        keygen::generate(&path, &["-t", "rsa", "-b", "1024", "-m", format, "-N", ""], "");
+        let error = load(&path).unwrap_err();
+        let fault = KeyFault::RsaSize { bits: 1024 };
+        assert!(matches!(&error, IdentityError::Key { fault: f, .. } if *f == fault), "{error}");
+    }
+    // And before anybody is asked for its passphrase.
+    let path = ssh.join("locked");
+    keygen::generate(&path, &["-t", "rsa", "-b", "1024", "-a", "1", "-N", "secret"], "");
+    assert!(load(&path).unwrap_err().to_string().contains("1024 bits"));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use base64ct::{Base64, Encoding as _};
 
 use super::*;
 use crate::keygen;
+use crate::signature::SignatureError;
 use crate::signer::DelegatedKey;
 
 const MESSAGE: &[u8] = b"a transcript\0with any bytes\xff\n";
@@ -60,7 +61,7 @@ fn raw(algorithm: &[u8], value: &[u8]) -> Vec<u8> {
 fn signed() -> (Vec<u8>, Vec<u8>) {
     let key = DelegatedKey::generate().unwrap();
     let blob = key.public_blob().to_vec();
-    let envelope = assemble(&blob, &key.sign_raw(&signed_data(MESSAGE)));
+    let envelope = assemble(&blob, &key.sign_raw(&signed_data(MESSAGE)).unwrap());
     (blob, envelope)
 }
 
@@ -75,7 +76,7 @@ fn signatures_of_ssh_keygen_are_verified_for_every_type() {
         assert_eq!((verified.kind(), verified.blob()), (*kind, blob.as_slice()));
         let algorithm = if *kind == KeyKind::Rsa { "rsa-sha2-512" } else { kind.ssh_name() };
         assert_eq!(verified.algorithm(), algorithm);
-        assert_eq!(verify(&blob, &sig, b"another"), Err(VerifyError::BadSignature));
+        assert_eq!(verify(&blob, &sig, b"another"), Err(SignatureError::BadSignature.into()));
 
         // Any one bit of the signature matters, wherever it is.
         for index in (0..sig.len()).step_by(7) {
@@ -138,10 +139,13 @@ fn an_envelope_has_one_form() {
         (envelope(1, &blob, [b"afar", b"", b"sha1"], &inner), VerifyError::Hash),
         (
             envelope(1, &blob, texts, &raw(b"ssh-rsa", &value)),
-            VerifyError::Algorithm(KeyKind::Ed25519),
+            SignatureError::Algorithm(KeyKind::Ed25519).into(),
         ),
-        (envelope(1, &blob, texts, &[&inner[..], &[0]].concat()), VerifyError::Malformed),
-        (envelope(1, &blob, texts, &raw(b"ssh-ed25519", &value[1..])), VerifyError::BadSignature),
+        (envelope(1, &blob, texts, &[&inner[..], &[0]].concat()), SignatureError::Malformed.into()),
+        (
+            envelope(1, &blob, texts, &raw(b"ssh-ed25519", &value[1..])),
+            SignatureError::BadSignature.into(),
+        ),
     ];
     for (bad, error) in cases {
         assert_eq!(verify(&blob, &bad, MESSAGE), Err(error));
@@ -161,12 +165,12 @@ fn small_and_sha1_rsa_are_refused() {
     let path = temp.path().join("small");
     let blob = keygen::generate(&path, &["-t", "rsa", "-b", "1024", "-N", ""], "");
     let sig = sign_with_keygen(&path, NAMESPACE, "sha512");
-    assert_eq!(verify(&blob, &sig, MESSAGE), Err(VerifyError::RsaTooSmall(1024)));
+    assert_eq!(verify(&blob, &sig, MESSAGE), Err(SignatureError::RsaTooSmall(1024).into()));
 
     let path = temp.path().join("fair");
     let blob = keygen::generate(&path, &["-t", "rsa", "-b", "2048", "-N", ""], "");
     let sha1 = assemble(&blob, &raw(b"ssh-rsa", &[1; 256]));
-    assert_eq!(verify(&blob, &sha1, MESSAGE), Err(VerifyError::Algorithm(KeyKind::Rsa)));
+    assert_eq!(verify(&blob, &sha1, MESSAGE), Err(SignatureError::Algorithm(KeyKind::Rsa).into()));
 }
 
 #[test]
@@ -180,7 +184,12 @@ fn ecdsa_numbers_that_are_too_wide_or_zero_are_refused() {
         ssh_wire::put_positive_mpint(&mut out, s);
         assemble(&blob, &raw(b"ecdsa-sha2-nistp256", &out))
     };
-    assert_eq!(verify(&blob, &numbers(&[1; 33], &[1]), MESSAGE), Err(VerifyError::Malformed));
-    assert_eq!(verify(&blob, &numbers(&[0], &[1]), MESSAGE), Err(VerifyError::Malformed));
-    assert_eq!(verify(&blob, &numbers(&[1; 32], &[1]), MESSAGE), Err(VerifyError::BadSignature));
+    for (r, s) in [(&[1; 33][..], &[1][..]), (&[0], &[1])] {
+        let malformed = Err(SignatureError::Malformed.into());
+        assert_eq!(verify(&blob, &numbers(r, s), MESSAGE), malformed);
+    }
+    assert_eq!(
+        verify(&blob, &numbers(&[1; 32], &[1]), MESSAGE),
+        Err(SignatureError::BadSignature.into())
+    );
 }

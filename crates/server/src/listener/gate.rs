@@ -15,6 +15,7 @@ use afar_core::limits::AUTHORIZED_KEYS_BYTES_MAX;
 use afar_core::policy::{Grant, GrantKind, Restrictions};
 use afar_net::accept::{Admitted, Gatekeeper, ProvedLogin};
 use afar_net::files::read_checked;
+use afar_net::signature::FidoAssertion;
 use afar_sys::users::User;
 
 use crate::log::Log;
@@ -154,7 +155,11 @@ impl Gatekeeper for Gate {
     async fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<Grant>> {
         let source = login.source.ip();
         let key = PublicKeyBlob::from_wire(login.key.blob().to_vec()).ok()?;
-        match self.find_grant(login.user, &key, source).await {
+        let found = self.find_grant(login.user, &key, source).await.and_then(|found| {
+            check_token(login.key.fido(), &found.2)?;
+            Ok(found)
+        });
+        match found {
             Ok((kind, key, restrictions)) => {
                 let delegate_lifetime_s = match (kind, login.delegate) {
                     // An ephemeral key vouches for no other one, or it would never end.
@@ -180,6 +185,22 @@ impl Gatekeeper for Gate {
             }
         }
     }
+}
+
+/// Whether what a FIDO token says of its user is what the key's line demands (sshd(8),
+/// `no-touch-required` and `verify-required`); another key says nothing and none is demanded.
+fn check_token(
+    assertion: Option<FidoAssertion>,
+    restrictions: &Restrictions,
+) -> Result<(), Refusal> {
+    let Some(assertion) = assertion else { return Ok(()) };
+    if restrictions.touch_required && !assertion.user_present {
+        return Err("its token was not touched, and the key has no no-touch-required".to_owned());
+    }
+    if restrictions.verify_required && !assertion.user_verified {
+        return Err("its token did not verify its user (verify-required)".to_owned());
+    }
+    Ok(())
 }
 
 /// A file of keys as it was read, or why it is not believed.
@@ -359,6 +380,26 @@ mod tests {
         assert_eq!(gate.delegate(ephemeral.as_bytes(), 60, &second), None);
         assert_eq!(gate.delegate(ephemeral.as_bytes(), 90, &first), Some(90));
         assert_eq!(gate.delegator(ephemeral.as_bytes()), Some(first));
+    }
+
+    #[test]
+    fn a_token_must_say_what_the_keys_line_demands() {
+        let check = |present: bool, verified: bool, touch: bool, verify: bool| {
+            let assertion = FidoAssertion { user_present: present, user_verified: verified };
+            let restrictions = Restrictions {
+                touch_required: touch,
+                verify_required: verify,
+                ..Restrictions::default()
+            };
+            assert!(check_token(None, &restrictions).is_ok());
+            check_token(Some(assertion), &restrictions).is_ok()
+        };
+        for (present, verified) in [(false, false), (false, true), (true, false), (true, true)] {
+            assert!(check(present, verified, false, false));
+            assert_eq!(check(present, verified, true, false), present);
+            assert_eq!(check(present, verified, false, true), verified);
+            assert_eq!(check(present, verified, true, true), present && verified);
+        }
     }
 
     #[test]
