@@ -5,7 +5,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use afar_proto::json::ByteString;
-use afar_proto::message::{Command as WireCommand, JobId, OpenSpec};
+use afar_proto::message::{
+    Command as WireCommand, JobId, OpenSpec, SessionName, SessionRef, SessionScope,
+};
 
 /// A command for another machine, as [`crate::Session::start`] takes it.
 ///
@@ -14,6 +16,7 @@ use afar_proto::message::{Command as WireCommand, JobId, OpenSpec};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
     what: WireCommand,
+    session: Option<SessionRef>,
     cwd: Option<ByteString>,
     env: Vec<(ByteString, ByteString)>,
     merge: bool,
@@ -59,6 +62,7 @@ impl Command {
     fn new(what: WireCommand) -> Self {
         Self {
             what,
+            session: None,
             cwd: None,
             env: Vec::new(),
             merge: false,
@@ -69,14 +73,37 @@ impl Command {
         }
     }
 
-    /// The working directory; the user's home without it.
+    /// The working directory; the user's home without it. Not with a session, which has its own.
     #[must_use]
     pub fn cwd(mut self, directory: impl AsRef<OsStr>) -> Self {
         self.cwd = Some(bytes(directory.as_ref()));
         self
     }
 
-    /// Sets a variable over the login environment. Of one name the last value holds.
+    /// Runs the command in the session of this name, on the same target and for the same user: a
+    /// long-lived shell, in which the working directory, variables and functions that earlier
+    /// commands have set are still there. It lasts between connections.
+    ///
+    /// Words of [`Command::argv`] are quoted for that shell, and none is changed; so its own
+    /// commands, such as `cd`, can be run.
+    #[must_use]
+    pub fn session(self, name: SessionName) -> Self {
+        self.in_session(SessionRef { name, scope: SessionScope::User })
+    }
+
+    /// As [`Command::session`], in a session that belongs to the connection and ends with it.
+    #[must_use]
+    pub fn connection_session(self, name: SessionName) -> Self {
+        self.in_session(SessionRef { name, scope: SessionScope::Connection })
+    }
+
+    fn in_session(mut self, session: SessionRef) -> Self {
+        self.session = Some(session);
+        self
+    }
+
+    /// Sets a variable over the login environment. Of one name the last value holds. In a session
+    /// it is set in the shell, and stays there.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.env.push((bytes(name.as_ref()), bytes(value.as_ref())));
@@ -137,6 +164,7 @@ impl Command {
         Ok(OpenSpec {
             job,
             command: self.what,
+            session: self.session,
             cwd: self.cwd,
             env: self.env,
             merge: self.merge,

@@ -51,7 +51,7 @@ mod ssh_config_files;
 
 pub use afar_core::target::{Destination, Target, TargetError};
 pub use afar_proto::connection::Stream;
-pub use afar_proto::message::{JobId, JobIdError, Opened};
+pub use afar_proto::message::{JobId, JobIdError, Opened, SessionName, SessionNameError};
 pub use afar_proto::outcome::{End, ExitReport, Phase, Receipt, Started};
 pub use client::{
     Account, AccountLookup, CONNECT_TIMEOUT, Client, ClientBuilder, DELEGATION, HostStanding,

@@ -35,6 +35,10 @@ pub struct Outcome {
     pub streams: Option<BTreeMap<String, StreamOutcome>>,
     /// Whether another process still held an output stream open when the drain time was over.
     pub streams_left_open: Option<bool>,
+    /// Whether the shell of the command's session has ended, with this command or since the one
+    /// before it, so that what earlier commands had set is lost. Not there if false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub session_restarted: bool,
     /// How often the connection was made again meanwhile.
     pub reconnects: u32,
     /// What failed, in one line; null unless afar or the start failed.
@@ -100,6 +104,7 @@ impl Outcome {
             max_rss_bytes: None,
             streams: None,
             streams_left_open: None,
+            session_restarted: false,
             reconnects: 0,
             error: None,
         }
@@ -119,6 +124,7 @@ impl Outcome {
         let streams = seal.streams.iter().map(|(name, seal)| (name.clone(), stream_outcome(seal)));
         self.streams = Some(streams.collect());
         self.streams_left_open = Some(seal.streams_left_open);
+        self.session_restarted = seal.session_restarted;
         self
     }
 
@@ -178,6 +184,7 @@ mod tests {
                 ("stderr".to_owned(), Sealer::new().seal(true)),
             ]),
             streams_left_open: false,
+            session_restarted: false,
         };
         let outcome = Outcome::bare("host", Some("j1"), Phase::Done, Started::Yes, End::Unknown);
         let mut outcome = outcome.with_seal(&seal);

@@ -90,6 +90,7 @@ pub fn spec(id: &str, argv: &[&str]) -> OpenSpec {
     OpenSpec {
         job: JobId::new(id).expect("the test's ids are ids"),
         command: Command::Argv(words),
+        session: None,
         cwd: None,
         env: Vec::new(),
         merge: false,

@@ -84,6 +84,7 @@ fn seal_of(end: &End, stdout: &[u8]) -> Seal {
         ]
         .into(),
         streams_left_open: false,
+        session_restarted: false,
     }
 }
 

@@ -60,6 +60,7 @@ fn connection_with_open(clock: Clock) -> Connection {
     let spec = OpenSpec {
         job: JobId::new("j").unwrap(),
         command: Command::Argv(vec![ByteString::from("true")]),
+        session: None,
         cwd: None,
         env: Vec::new(),
         merge: false,

@@ -97,6 +97,9 @@ pub const JOB_HELLO_DEADLINE: Duration = Duration::from_secs(30);
 /// Characters of a job id (`W-9.19`).
 pub const JOB_ID_CHARS_MAX: usize = 64;
 
+/// Characters of a session's name (`W-9.22`).
+pub const SESSION_NAME_CHARS_MAX: usize = 64;
+
 /// Bytes of the name of the signal that ended a process (`W-7.2`).
 pub const SIGNAL_NAME_BYTES_MAX: usize = 32;
 

@@ -234,4 +234,8 @@ pub struct Seal {
     pub streams: BTreeMap<String, StreamSeal>,
     /// Whether another process still held a stream open when the drain time was over.
     pub streams_left_open: bool,
+    /// Whether the shell of the job's session has ended, with this job or since the one before it,
+    /// so that what the session's earlier commands had set is lost (`W-7.6`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub session_restarted: bool,
 }

@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn every_event_has_the_documented_form() {
         let job = JobId::new("j1").unwrap();
-        let opened = Opened { job, pid: 42, started_at_us: 1_795_341_600_000_000 };
+        let opened = Opened { job, pid: 42, started_at_us: 1_795_341_600_000_000, note: None };
         assert_eq!(
             parse(&line(&JobEvent::Started(opened))),
             json!({"event": "started", "job": "j1", "pid": 42,

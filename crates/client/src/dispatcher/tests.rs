@@ -59,7 +59,7 @@ impl Peer {
     }
 
     fn accept(&mut self, id: ChannelId, spec: &OpenSpec) {
-        let opened = Opened { job: spec.job.clone(), pid: 7, started_at_us: 1 };
+        let opened = Opened { job: spec.job.clone(), pid: 7, started_at_us: 1, note: None };
         self.channel(id).accept(&opened);
     }
 
@@ -84,6 +84,7 @@ impl Peer {
             receipt: Receipt::default(),
             streams,
             streams_left_open: false,
+            session_restarted: false,
         };
         self.channel(id).seal(&seal);
     }

@@ -106,6 +106,8 @@ pub struct Config {
     pub keepalive_timeout: Duration,
     /// Name and version of the software, told to the peer.
     pub software: String,
+    /// Names of optional features, told to the peer.
+    pub features: Vec<String>,
     /// The first channel id, an odd number. Tests begin near the last one.
     pub first_channel: u32,
 }
@@ -117,6 +119,7 @@ impl Default for Config {
             keepalive_interval: KEEPALIVE_INTERVAL,
             keepalive_timeout: KEEPALIVE_TIMEOUT,
             software: concat!("afar/", env!("CARGO_PKG_VERSION")).to_owned(),
+            features: Vec::new(),
             first_channel: 1,
         }
     }
@@ -200,7 +203,7 @@ impl Connection {
         let hello = JobHello {
             version: JOB_VERSION,
             software: config.software.clone(),
-            features: Vec::new(),
+            features: config.features.clone(),
         };
         let mut outbox = Outbox::default();
         outbox.push_control(&Frame::control(Kind::JobHello, json::to_vec(&hello)));

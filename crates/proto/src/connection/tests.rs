@@ -9,6 +9,7 @@ fn spec() -> OpenSpec {
     OpenSpec {
         job: JobId::new("job").unwrap(),
         command: Command::Argv(vec!["true".into()]),
+        session: None,
         cwd: None,
         env: Vec::new(),
         merge: false,
@@ -34,7 +35,7 @@ fn busy_server() -> Connection {
         server.handle_input(Instant::ZERO, &window);
         let id = ChannelId(channel);
         let job = JobId::new("job").unwrap();
-        let opened = Opened { job, pid: 1, started_at_us: 1 };
+        let opened = Opened { job, pid: 1, started_at_us: 1, note: None };
         server.channel(id).unwrap().accept(&opened);
         server.channel(id).unwrap().write(Stream::Stdout, 0, Bytes::from_static(b"x")).unwrap();
     }

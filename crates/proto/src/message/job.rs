@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::session::{SessionName, SessionRef, SessionScope};
 use crate::json::ByteString;
 use crate::limits::JOB_ID_CHARS_MAX;
 use crate::outcome::{Phase, RefusalReason, Started};
@@ -82,30 +83,131 @@ pub enum Command {
 }
 
 /// A job to start (`W-5.4`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenSpec {
     /// The job's identity.
     pub job: JobId,
     /// What to execute.
     pub command: Command,
-    /// The working directory; the user's home if null.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The session whose shell executes it; a process of its own if null (`W-5.9`).
+    pub session: Option<SessionRef>,
+    /// The working directory; the user's home if null. A session has its own.
     pub cwd: Option<ByteString>,
-    /// Variables to set, in order, over the login environment.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Variables to set, in order, over the login environment; in a session, in its shell.
     pub env: Vec<(ByteString, ByteString)>,
     /// Whether stderr goes where stdout goes, which keeps their exact order.
-    #[serde(default)]
     pub merge: bool,
     /// Whether the client will send stdin; if not, the job reads end of file at once.
-    #[serde(default)]
     pub stdin: bool,
     /// Time limit in milliseconds from spawn, by the server's monotonic clock.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// Time from TERM to KILL in milliseconds, when the job is ended; 5 s if null.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kill_after_ms: Option<u64>,
+}
+
+/// [`OpenSpec`] as it is written. The command of a session stands within `session`, so that a
+/// server which knows of no sessions misses the command and refuses, instead of running it in a
+/// process of its own (`W-5.9`).
+#[derive(Serialize)]
+struct OpenWritten<'a> {
+    job: &'a JobId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<&'a Command>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<SessionWritten<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cwd: Option<&'a ByteString>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    env: &'a [(ByteString, ByteString)],
+    merge: bool,
+    stdin: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kill_after_ms: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct SessionWritten<'a> {
+    name: &'a SessionName,
+    scope: SessionScope,
+    command: &'a Command,
+}
+
+/// [`OpenSpec`] as it is read.
+#[derive(Deserialize)]
+struct OpenRead {
+    job: JobId,
+    command: Option<Command>,
+    session: Option<SessionRead>,
+    cwd: Option<ByteString>,
+    #[serde(default)]
+    env: Vec<(ByteString, ByteString)>,
+    #[serde(default)]
+    merge: bool,
+    #[serde(default)]
+    stdin: bool,
+    timeout_ms: Option<u64>,
+    kill_after_ms: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct SessionRead {
+    name: SessionName,
+    scope: SessionScope,
+    command: Command,
+}
+
+impl Serialize for OpenSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { job, command, session, cwd, env, merge, stdin, timeout_ms, kill_after_ms } =
+            self;
+        let session = session.as_ref();
+        OpenWritten {
+            job,
+            command: session.is_none().then_some(command),
+            session: session.map(|session| SessionWritten {
+                name: &session.name,
+                scope: session.scope,
+                command,
+            }),
+            cwd: cwd.as_ref(),
+            env,
+            merge: *merge,
+            stdin: *stdin,
+            timeout_ms: *timeout_ms,
+            kill_after_ms: *kill_after_ms,
+        }
+        .serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for OpenSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error as _;
+        let read = OpenRead::deserialize(deserializer)?;
+        let (command, session) = match (read.command, read.session) {
+            (Some(command), None) => (command, None),
+            (None, Some(SessionRead { name, scope, command })) => {
+                (command, Some(SessionRef { name, scope }))
+            }
+            (Some(_), Some(_)) => {
+                return Err(D::Error::custom("a command beside the session's own"));
+            }
+            (None, None) => return Err(D::Error::missing_field("command")),
+        };
+        Ok(Self {
+            job: read.job,
+            command,
+            session,
+            cwd: read.cwd,
+            env: read.env,
+            merge: read.merge,
+            stdin: read.stdin,
+            timeout_ms: read.timeout_ms,
+            kill_after_ms: read.kill_after_ms,
+        })
+    }
 }
 
 /// The job was started (`W-5.6`).
@@ -117,6 +219,10 @@ pub struct Opened {
     pub pid: u32,
     /// The start, in microseconds of Unix time, by the server's wall clock.
     pub started_at_us: u64,
+    /// What a person should know about how it was started, one line, at most
+    /// [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes; escape it before showing it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// The job was not started, or can't be attached to (`W-5.7`).

@@ -5,6 +5,7 @@
 
 mod auth;
 mod job;
+mod session;
 
 pub use auth::{
     AuthOk, AuthQuery, AuthQueryResult, AuthRefused, AuthRequest, Delegate, Hello, Transcript,
@@ -13,6 +14,7 @@ pub use job::{
     Attach, AttachOffset, Attached, AttachedStream, Command, JobHello, JobId, JobIdError, OpenSpec,
     Opened, Refused, Resize, Signal,
 };
+pub use session::{FEATURE_SESSION, SessionName, SessionNameError, SessionRef, SessionScope};
 
 use serde::{Deserialize, Serialize};
 

@@ -31,6 +31,8 @@ mod requests;
 #[cfg(test)]
 mod scheduling;
 #[cfg(test)]
+mod sessions;
+#[cfg(test)]
 mod splits;
 #[cfg(test)]
 mod vectors;

@@ -6,9 +6,10 @@ use afar_proto::connection::{ResumeStream, Stream};
 use afar_proto::frame::{Frame, FrameReader, Kind, Phase};
 use afar_proto::message::{
     AuthOk, AuthQuery, AuthQueryResult, AuthRefused, AuthRequest, Command, Delegate, Goodbye,
-    GoodbyeCode, Hello, JobHello, OpenSpec, Reset, Resize, Signal, Transcript,
+    GoodbyeCode, Hello, JobHello, OpenSpec, Reset, Resize, SessionName, SessionRef, SessionScope,
+    Signal, Transcript,
 };
-use afar_proto::outcome::{RefusalReason, StreamSeal};
+use afar_proto::outcome::{RefusalReason, Seal, StreamSeal};
 use afar_proto::{Config, json};
 use bytes::Bytes;
 use serde::Serialize;
@@ -133,7 +134,7 @@ fn the_vectors_of_authentication() {
     vector!("goodbye", control(Kind::Goodbye, &goodbye), preauth);
 }
 
-/// W-5.1 to W-5.8, W-7.1 to W-7.3
+/// W-5.1 to W-5.9, W-7.1 to W-7.3, W-7.6
 #[test]
 fn the_vectors_of_job_messages() {
     let jobs = Some(Phase::Jobs);
@@ -155,6 +156,11 @@ fn the_vectors_of_job_messages() {
     let (head, tail) = body.split_at(20);
     let chunks = [of_channel(Kind::Open, 1, 3, head), of_channel(Kind::Open, 0, 3, tail)].concat();
     vector!("open-script-in-chunks", chunks, jobs);
+    let session =
+        SessionRef { name: SessionName::new("build").unwrap(), scope: SessionScope::User };
+    let command = Command::Script("cd /tmp".into());
+    let in_session = OpenSpec { command, session: Some(session), ..samples::spec("job-3") };
+    vector!("open-session", message(Kind::Open, &in_session), jobs);
     vector!("opened", message(Kind::Opened, &samples::opened("job-1")), jobs);
     let refused = samples::refused(RefusalReason::NotFound);
     vector!("refused", message(Kind::Refused, &refused), jobs);
@@ -165,6 +171,8 @@ fn the_vectors_of_job_messages() {
     let seal =
         samples::seal_of([("stdout", samples::sealer_of(b"abc").seal(true)), ("stderr", stderr)]);
     vector!("seal", message(Kind::Seal, &seal), jobs);
+    let restarted = Seal { session_restarted: true, ..seal };
+    vector!("seal-of-session", message(Kind::Seal, &restarted), jobs);
     vector!(
         "reset",
         message(Kind::Reset, &Reset { message: "data beyond the window".into() }),

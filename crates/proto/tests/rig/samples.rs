@@ -23,6 +23,7 @@ pub(crate) fn spec(job: &str) -> OpenSpec {
     OpenSpec {
         job: job_id(job),
         command: Command::Argv(vec!["echo".into(), "a b".into(), "".into()]),
+        session: None,
         cwd: None,
         env: Vec::new(),
         merge: false,
@@ -37,7 +38,7 @@ pub(crate) fn spec_with_stdin(job: &str) -> OpenSpec {
 }
 
 pub(crate) fn opened(job: &str) -> Opened {
-    Opened { job: job_id(job), pid: 4242, started_at_us: 1_795_341_600_000_000 }
+    Opened { job: job_id(job), pid: 4242, started_at_us: 1_795_341_600_000_000, note: None }
 }
 
 pub(crate) fn refused(reason: RefusalReason) -> Refused {
@@ -63,6 +64,7 @@ pub(crate) fn seal_of<const N: usize>(streams: [(&str, StreamSeal); N]) -> Seal 
         receipt: receipt(),
         streams: streams.map(|(name, seal)| (name.to_owned(), seal)).into(),
         streams_left_open: false,
+        session_restarted: false,
     }
 }
 

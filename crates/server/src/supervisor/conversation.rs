@@ -159,7 +159,7 @@ impl Conversation {
         self.jobs.insert(channel, running);
         tokio::task::spawn_local(started.job.run());
         let started_at_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
-        Ok(Opened { job: spec.job.clone(), pid: started.pid, started_at_us })
+        Ok(Opened { job: spec.job.clone(), pid: started.pid, started_at_us, note: None })
     }
 
     fn refuse(&mut self, channel: ChannelId, refused: &Refused) {

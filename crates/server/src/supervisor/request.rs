@@ -41,6 +41,10 @@ pub(super) fn prepare(
 ) -> Result<Prepared, Refused> {
     let decision = allowed(grant, Verb::Run, RequestFacts::run(now_s, &spec.command))
         .map_err(|denied| refuse_denied(&denied))?;
+    if spec.session.is_some() {
+        let message = "this server has no sessions";
+        return Err(refused(Phase::Spawn, RefusalReason::Unsupported, message));
+    }
     let cwd = working_directory(spec, &decision, user);
     let mark = new_mark()?;
     let variables = variables(spec, grant, &decision, user, &mark);

@@ -316,6 +316,7 @@ impl Job {
             receipt: exit.receipt,
             streams,
             streams_left_open: !left_open.is_empty(),
+            session_restarted: false,
         };
         self.sealed = true;
         for stream in left_open {

@@ -27,6 +27,7 @@ fn script(text: &str) -> OpenSpec {
     OpenSpec {
         job: JobId::new("j").unwrap(),
         command: Command::Argv(["sh", "-c", text].map(Into::into).into()),
+        session: None,
         cwd: None,
         env: Vec::new(),
         merge: false,

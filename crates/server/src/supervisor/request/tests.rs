@@ -32,6 +32,7 @@ fn spec(command: Command) -> OpenSpec {
     OpenSpec {
         job: JobId::new("j1").unwrap(),
         command,
+        session: None,
         cwd: None,
         env: Vec::new(),
         merge: false,
