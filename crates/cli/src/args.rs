@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use afar_client::{Client, ClientBuilder, JobId, SshConfig};
+use afar_core::authorized_keys::{SourceError, SourceList};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::console::Verbosity;
@@ -186,6 +187,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE", default_value = "%h/.ssh/authorized_keys")]
     pub(crate) authorized_keys: Vec<String>,
 
+    /// Put no penalties for failed logins on these addresses: addresses, networks (10.0.0.0/8) and
+    /// patterns (10.1.*), several by comma, those with ! excepted
+    #[arg(long, value_name = "LIST", value_parser = source_list)]
+    pub(crate) penalty_exempt: Option<SourceList>,
+
     #[command(flatten)]
     pub(crate) verbosity: VerbosityArgs,
 }
@@ -330,6 +336,10 @@ impl Variable {
             }
         }
     }
+}
+
+fn source_list(text: &str) -> Result<SourceList, SourceError> {
+    SourceList::parse(text.as_bytes())
 }
 
 fn parse_id(text: &str) -> Result<JobId, String> {

@@ -7,6 +7,7 @@
 //! | module | answers |
 //! | --- | --- |
 //! | [`authorized_keys`] | may this key log in, and under which restrictions |
+//! | [`doorkeeper`] | may this address connect now, or must it wait |
 //! | [`policy`] | may this grant do that |
 //! | [`known_hosts`] | is this the host that the user knows |
 //! | [`ssh_config`] | what the user's `~/.ssh/config` says about a host |
@@ -17,6 +18,7 @@
 
 pub mod authorized_keys;
 pub mod diagnostic;
+pub mod doorkeeper;
 pub mod escape;
 pub mod hints;
 pub mod host_set;

@@ -1,5 +1,7 @@
 //! The limits of this crate's readers, each with a test on both of its sides.
 
+use std::time::Duration;
+
 /// Largest SSH public key or certificate in wire encoding, in bytes. An RSA key of 16,384 bits
 /// takes 2 KiB, a certificate with many principals a few more.
 pub const KEY_BYTES_MAX: usize = 16 * 1024;
@@ -57,3 +59,36 @@ pub const ESCAPED_CHARS_MAX: usize = 1024;
 /// Longest `NAME=value` that Linux passes to a program, in bytes with its NUL
 /// (`MAX_ARG_STRLEN`, execve(2)).
 pub const ENVIRONMENT_STRING_BYTES_MAX: usize = 128 * 1024;
+
+/// Connections that may be in TLS's handshake or in authentication at once, over all addresses
+/// (`W-4.11`). One more is closed at once, as sshd does past the end of `MaxStartups`.
+pub const UNAUTHENTICATED_MAX: usize = 512;
+
+/// How many of these one address may have, so that the rest is there for others (`W-4.11`).
+pub const UNAUTHENTICATED_SHARE_MAX: usize = 256;
+
+/// What a refused login costs its address (`W-4.11`); a login that succeeds takes as much off.
+pub const REFUSED_PENALTY: Duration = Duration::from_secs(2);
+
+/// What a connection costs its address that ends before it has asked for anything (`W-4.11`).
+pub const UNFINISHED_PENALTY: Duration = Duration::from_millis(200);
+
+/// What a connection costs its address that held its place to the deadline (`W-4.11`).
+pub const OVERLONG_PENALTY: Duration = Duration::from_secs(10);
+
+/// Penalty that changes nothing yet (`W-4.11`).
+pub const PENALTY_FREE: Duration = Duration::from_secs(30);
+
+/// The highest penalty: it decays as time passes, so this is also how long it can last (`W-4.11`).
+pub const PENALTY_MAX: Duration = Duration::from_secs(120);
+
+/// Time from one connection of a penalised address to the next one that is served (`W-4.11`).
+pub const PACE: Duration = Duration::from_secs(1);
+
+/// The longest wait for that; who would have to wait longer is closed at once (`W-4.11`). Below the
+/// time that a client gives a server to answer.
+pub const PACED_WAIT_MAX: Duration = Duration::from_secs(8);
+
+/// Addresses of which penalties are remembered; the one with the lowest goes when there are more
+/// (`W-4.11`).
+pub const PENALISED_MAX: usize = 4096;

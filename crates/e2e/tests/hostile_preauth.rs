@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use afar_core::limits::{PACE, PACED_WAIT_MAX};
 use afar_e2e::raw::{
     End, Key, RawClient, Witness, auth_frame, control, frame, header, job_hello, open, spec,
 };
@@ -399,10 +400,51 @@ impl KnownKeys {
     }
 }
 
+/// For tests that fail to log in more often than one address may.
+fn without_penalties() -> Host {
+    Host::builder().serve_arg("--penalty-exempt").serve_arg("127.0.0.0/8").start()
+}
+
+#[test]
+fn fault_82_who_guesses_is_slowed_and_a_good_key_still_gets_in() {
+    // W-4.11: a burst that has begun before its first refusal is answered at once.
+    let host = Host::start();
+    let ask = |client: &mut RawClient| {
+        let auth = client.auth(&Key::fresh(), host.user());
+        client.link.send(&[client.hello(), auth].concat());
+    };
+    let refused = |client: &mut RawClient| {
+        client.link.expect(Kind::AuthRefused);
+        client.link.finish();
+        client.link.rest();
+    };
+    let mut burst: Vec<RawClient> = (0..40).map(|_| RawClient::connect(host.address())).collect();
+    burst.iter_mut().for_each(ask);
+    burst.iter_mut().for_each(refused);
+    // From here on it is one a second, whoever it is: of two, the second one waits.
+    let started = Instant::now();
+    for _ in 0..2 {
+        let mut client = RawClient::connect(host.address());
+        ask(&mut client);
+        refused(&mut client);
+    }
+    assert!(started.elapsed() >= PACE, "{:?}", started.elapsed());
+    let started = Instant::now();
+    host.script("echo in").output().success();
+    assert!(started.elapsed() < PACED_WAIT_MAX, "{:?}", started.elapsed());
+    // The line is as long as one waits for it; who comes then is closed unheard.
+    let line: Vec<TcpStream> =
+        (0..20).map(|_| TcpStream::connect(host.address()).unwrap()).collect();
+    let mut late = TcpStream::connect(host.address()).unwrap();
+    assert_eq!(late.read(&mut [0]).unwrap(), 0);
+    assert!(host.log().contains("failed too often"), "{}", host.log());
+    drop(line);
+}
+
 #[test]
 fn a_refusal_always_arrives_as_a_refusal() {
     const ATTEMPTS: usize = 320;
-    let host = Host::start();
+    let host = without_penalties();
     let canary = Canary::new(&host);
     let huge = "x".repeat(3 << 20);
     let path = canary.0.to_str().unwrap();
@@ -442,7 +484,7 @@ enum State {
 
 #[test]
 fn without_an_authorised_key_nothing_runs_whatever_is_sent_in_whatever_state() {
-    let host = Host::start();
+    let host = without_penalties();
     let canary = Canary::new(&host);
     let right = Key::of_file(&host.key());
     let kinds = Kind::ALL.iter().map(|kind| kind.to_byte()).chain([0x00, 0x70, 0xc0, 0xff]);

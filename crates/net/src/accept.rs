@@ -97,6 +97,12 @@ pub enum AcceptError {
         /// What is wrong with it.
         reason: String,
     },
+    /// None of the keys that it asked about is accepted for this user, and it went away.
+    #[error("{user:?} was asked for, with no key that is accepted")]
+    NoKeyAccepted {
+        /// The user that was wanted.
+        user: String,
+    },
     /// The key is not accepted for this user. The gatekeeper has logged why.
     #[error("{user:?} was refused with the key {fingerprint}")]
     Refused {
@@ -175,6 +181,10 @@ impl Entrance {
             match self.responder.poll_event() {
                 Some(ResponderEvent::Query(query)) => {
                     let accepted = self.answer(&query, gatekeeper).await;
+                    self.refusal = match accepted {
+                        Some(_) => None,
+                        None => Some(AcceptError::NoKeyAccepted { user: query.user }),
+                    };
                     self.responder.answer_query(self.clock.now(), accepted);
                 }
                 Some(ResponderEvent::Attempt(attempt)) => {
@@ -192,7 +202,11 @@ impl Entrance {
                 Some(ResponderEvent::Failed(error)) => {
                     self.buffer_transmit()?;
                     let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.say_goodbye()).await;
-                    return Err(AcceptError::Auth(error));
+                    return Err(match (error, self.refusal.take()) {
+                        // It has its answer, and need say nothing more.
+                        (AuthError::Cut | AuthError::PeerClosed(_), Some(refusal)) => refusal,
+                        (error, _) => AcceptError::Auth(error),
+                    });
                 }
                 None => {
                     if let Err(error) = self.step().await {

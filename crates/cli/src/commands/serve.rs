@@ -31,6 +31,7 @@ pub(crate) fn cmd_serve(args: ServeArgs) -> Exit {
         ready_file: args.ready_file,
         host_keys: args.host_key,
         authorized_keys: args.authorized_keys,
+        penalty_exempt: args.penalty_exempt,
         executable,
         log: Log::new(match verbosity {
             Verbosity::Quiet => Level::Error,

@@ -19,14 +19,14 @@ pub struct SourceList {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
     /// An item is empty.
-    #[error("from= has an empty item")]
+    #[error("the list of addresses has an empty item")]
     Empty,
     /// A network is malformed, or has bits beyond its mask.
-    #[error("from= has a malformed network \"{0}\"")]
+    #[error("the list of addresses has a malformed network \"{0}\"")]
     Network(String),
     /// A negated item that no address can match, such as a name: without DNS there is no telling
     /// whom it was to keep out.
-    #[error("from= excludes \"{0}\", and names can't be checked here")]
+    #[error("the list of addresses excludes \"{0}\", and names can't be checked here")]
     NegatedName(String),
 }
 

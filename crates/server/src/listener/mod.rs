@@ -3,6 +3,7 @@
 //! It can be killed, restarted or upgraded at any moment. It holds no job and parses nothing of
 //! one.
 
+mod door;
 mod gate;
 mod ready;
 mod relay;
@@ -11,9 +12,9 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use afar_core::authorized_keys::SourceList;
 use afar_net::accept::accept;
 use afar_net::clock::Clock;
 use afar_net::host_key::{
@@ -33,13 +34,10 @@ use tokio::sync::watch;
 use crate::launch;
 use crate::log::Log;
 use crate::paths::state_dir;
+use door::Door;
 use gate::Gate;
 
 pub use gate::{DELEGATION_LIFETIME_MAX, DELEGATIONS_MAX, check_pattern};
-
-/// Connections that may be in TLS's handshake or in authentication at once, over all addresses.
-/// One more is closed at once, as sshd does past the end of `MaxStartups`.
-pub const UNAUTHENTICATED_MAX: usize = 512;
 
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: u16 = 1024;
@@ -71,6 +69,8 @@ pub struct ServeConfig {
     pub host_keys: Vec<PathBuf>,
     /// Where user's keys are, with `%h` and `%u`.
     pub authorized_keys: Vec<String>,
+    /// Addresses that get no penalties for failed logins (`W-4.11`).
+    pub penalty_exempt: Option<SourceList>,
     /// Afar's own program, to start supervisors.
     pub executable: PathBuf,
     /// The log.
@@ -131,7 +131,7 @@ struct Shared {
     gate: Gate,
     executable: PathBuf,
     log: Log,
-    unauthenticated: AtomicUsize,
+    door: Door,
 }
 
 /// Serves until SIGTERM or SIGINT. `on_ready` is called once, when connections are accepted.
@@ -166,7 +166,7 @@ pub fn serve(config: ServeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), S
         gate: Gate::new(user, config.authorized_keys, config.log),
         executable: config.executable,
         log: config.log,
-        unauthenticated: AtomicUsize::new(0),
+        door: Door::new(config.penalty_exempt),
     });
 
     let (stop, stopped) = watch::channel(false);
@@ -288,37 +288,22 @@ async fn accept_all(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
-/// Counts a connection as unauthenticated for as long as it lives.
-struct Newcomer<'a>(&'a AtomicUsize);
-
-impl<'a> Newcomer<'a> {
-    fn enter(count: &'a AtomicUsize) -> Option<Self> {
-        let newcomer = Self(count);
-        (count.fetch_add(1, Ordering::Relaxed) < UNAUTHENTICATED_MAX).then_some(newcomer)
-    }
-}
-
-impl Drop for Newcomer<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 async fn serve_connection(shared: Arc<Shared>, socket: TcpStream, source: SocketAddr) {
-    let Some(newcomer) = Newcomer::enter(&shared.unauthenticated) else {
-        shared.log.info(&format!("{source}: closed, too many unauthenticated connections"));
-        return;
+    let newcomer = match shared.door.enter(source).await {
+        Ok(newcomer) => newcomer,
+        Err(why) => return shared.log.info(&format!("{source}: closed unheard: {why}")),
     };
     // What fails here costs speed, or a dead peer's socket for longer: no reason to turn anybody
     // away.
     let _ = set_tcp_nodelay(&socket);
     let _ = set_tcp_keepalive(&socket, KEEPALIVE);
     let _ = set_tcp_notsent_lowat(&socket, afar_net::login::NOT_SENT_LOW_WATER);
-    let accepted = match accept(socket, source, &shared.tls, &shared.gate, Clock::new()).await {
+    let came_in = accept(socket, source, &shared.tls, &shared.gate, Clock::new()).await;
+    newcomer.leave(&came_in);
+    let accepted = match came_in {
         Ok(accepted) => accepted,
         Err(error) => return shared.log.info(&format!("{source}: {error}")),
     };
-    drop(newcomer);
     let supervisor = match connect_supervisor(&shared).await {
         Ok(stream) => stream,
         Err(error) => {
