@@ -28,6 +28,7 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     Demo(DemoArgs),
     Serve(ServeArgs),
+    Classic(ClassicArgs),
     Keys(KeysArgs),
     Trust(TrustArgs),
     Completions(CompletionsArgs),
@@ -191,6 +192,30 @@ pub(crate) struct ServeArgs {
     /// patterns (10.1.*), several by comma, those with ! excepted
     #[arg(long, value_name = "LIST", value_parser = source_list)]
     pub(crate) penalty_exempt: Option<SourceList>,
+
+    #[command(flatten)]
+    pub(crate) verbosity: VerbosityArgs,
+}
+
+/// Talk to a server of the classic protocol: a prompt, or one command
+///
+/// The protocol of small Python scripts: a command goes out as it is, its output comes back behind its
+/// length. Nothing is encrypted and nobody proves who they are, so keep it on this machine. Ctrl-D
+/// leaves. The protocol tells no exit status: this ends with 0 if every command was answered.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  afar classic 127.0.0.1:8080               a prompt
+  afar classic 127.0.0.1:8080 -c 'ls -l'    one command
+  echo uptime | afar classic 127.0.0.1      a command a line; the port is 8080 unless it is given")]
+pub(crate) struct ClassicArgs {
+    /// The server's address
+    #[arg(value_name = "ADDR")]
+    pub(crate) address: String,
+
+    /// Send this command, print its output and leave
+    #[arg(short = 'c', value_name = "CMD", allow_hyphen_values = true)]
+    pub(crate) command: Option<OsString>,
 
     #[command(flatten)]
     pub(crate) verbosity: VerbosityArgs,

@@ -35,6 +35,7 @@ fn dispatch(argv: Vec<OsString>) -> Exit {
         Command::Run(args) => commands::run::cmd_run(*args),
         Command::Demo(args) => commands::demo::cmd_demo(args),
         Command::Serve(args) => commands::serve::cmd_serve(args),
+        Command::Classic(args) => commands::classic::cmd_classic(args),
         Command::Keys(args) => commands::keys::cmd_keys(&args),
         Command::Trust(args) => commands::trust::cmd_trust(args),
         Command::Completions(args) => commands::completions::cmd_completions(&args),

@@ -33,6 +33,7 @@
 //! - A consumer that does not take a job's events stalls that job and no other.
 
 mod accepted_keys;
+mod classic;
 mod client;
 mod command;
 mod connect;
@@ -50,9 +51,11 @@ mod session;
 mod ssh_config_files;
 
 pub use afar_core::target::{Destination, Target, TargetError};
+pub use afar_proto::classic::limits::READ_BYTES as CLASSIC_READ_BYTES;
 pub use afar_proto::connection::Stream;
 pub use afar_proto::message::{JobId, JobIdError, Opened, SessionName, SessionNameError};
 pub use afar_proto::outcome::{End, ExitReport, Phase, Receipt, Started};
+pub use classic::{CLASSIC_PORT, ClassicConnection, ClassicError};
 pub use client::{
     Account, AccountLookup, CONNECT_TIMEOUT, Client, ClientBuilder, DELEGATION, HostStanding,
     InspectedHost, Launcher,

@@ -1,5 +1,6 @@
 //! The subcommands, a file each.
 
+pub(crate) mod classic;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod keys;
@@ -11,6 +12,7 @@ pub(crate) mod trust;
 
 use std::ffi::OsStr;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -56,6 +58,37 @@ pub(crate) fn block_on<F: Future<Output = Exit>>(future: F) -> Exit {
         Err(error) => {
             console::say(&format!("cannot start the runtime: {error}"));
             Exit::Failed
+        }
+    }
+}
+
+/// An address without a port gets this one.
+pub(crate) fn with_port(address: &str, port: u16) -> String {
+    match address.parse::<IpAddr>() {
+        Ok(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
+        Ok(IpAddr::V4(ip)) => format!("{ip}:{port}"),
+        Err(_) if address.ends_with(']') || !address.contains(':') => format!("{address}:{port}"),
+        Err(_) => address.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_without_a_port_gets_the_default() {
+        let cases = [
+            ("127.0.0.1", "127.0.0.1:2327"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("::1", "[::1]:2327"),
+            ("[::1]", "[::1]:2327"),
+            ("[::1]:5", "[::1]:5"),
+            ("localhost", "localhost:2327"),
+            ("localhost:1", "localhost:1"),
+        ];
+        for (given, expected) in cases {
+            assert_eq!(with_port(given, 2327), expected);
         }
     }
 }

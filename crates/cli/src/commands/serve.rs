@@ -1,12 +1,11 @@
 //! `afar serve`: the listener.
 
-use std::net::IpAddr;
-
+use afar_client::DEFAULT_PORT;
 use afar_server::listener::{Ready, ServeConfig, check_pattern, serve};
 use afar_server::log::{Level, Log};
 
 use crate::args::ServeArgs;
-use crate::commands::executable;
+use crate::commands::{executable, with_port};
 use crate::console::{Verbosity, say};
 use crate::exit::Exit;
 
@@ -27,7 +26,7 @@ pub(crate) fn cmd_serve(args: ServeArgs) -> Exit {
     };
     let verbosity = args.verbosity.level();
     let config = ServeConfig {
-        listen: args.listen.iter().map(|address| with_port(address)).collect(),
+        listen: args.listen.iter().map(|address| with_port(address, DEFAULT_PORT)).collect(),
         ready_file: args.ready_file,
         host_keys: args.host_key,
         authorized_keys: args.authorized_keys,
@@ -50,17 +49,6 @@ pub(crate) fn cmd_serve(args: ServeArgs) -> Exit {
             say(&format!("serve: {error}"));
             Exit::Failed
         }
-    }
-}
-
-/// An address without a port gets afar's.
-fn with_port(address: &str) -> String {
-    let port = afar_client::DEFAULT_PORT;
-    match address.parse::<IpAddr>() {
-        Ok(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
-        Ok(IpAddr::V4(ip)) => format!("{ip}:{port}"),
-        Err(_) if address.ends_with(']') || !address.contains(':') => format!("{address}:{port}"),
-        Err(_) => address.to_owned(),
     }
 }
 
@@ -87,22 +75,6 @@ fn announcement(ready: &Ready) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_address_without_a_port_gets_afars() {
-        let cases = [
-            ("127.0.0.1", "127.0.0.1:2327"),
-            ("127.0.0.1:0", "127.0.0.1:0"),
-            ("::1", "[::1]:2327"),
-            ("[::1]", "[::1]:2327"),
-            ("[::1]:5", "[::1]:5"),
-            ("localhost", "localhost:2327"),
-            ("localhost:1", "localhost:1"),
-        ];
-        for (given, expected) in cases {
-            assert_eq!(with_port(given), expected);
-        }
-    }
 
     #[test]
     fn it_says_that_only_this_machine_can_reach_it() {
