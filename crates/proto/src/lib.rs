@@ -21,6 +21,7 @@ pub mod json;
 pub mod limits;
 pub mod message;
 pub mod outcome;
+pub mod preamble;
 pub mod resume;
 pub mod seal;
 pub mod time;

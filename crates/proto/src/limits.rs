@@ -34,6 +34,9 @@ pub const JSON_DEPTH_MAX: usize = 32;
 /// (`W-9.5`).
 pub const JSON_INTEGER_MAX: u64 = 1 << 53;
 
+/// Most bytes before the preamble, where the protocol runs over stdin and stdout (`W-9.23`).
+pub const PREAMBLE_SKIPPED_BYTES_MAX: usize = 64 * 1024;
+
 /// Channels that may be open at once on a connection (`W-9.6`).
 pub const CHANNELS_MAX: usize = 1024;
 
