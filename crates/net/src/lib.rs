@@ -25,6 +25,7 @@ pub mod public_key;
 mod secret_key;
 pub mod signature;
 pub mod signer;
+pub mod ssh;
 mod ssh_wire;
 pub mod sshsig;
 pub mod tls;

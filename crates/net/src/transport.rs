@@ -1,5 +1,6 @@
-//! Streams of bytes that a connection can run over: TLS over TCP, and a unix socket.
+//! Streams of bytes that a connection can run over: TLS over TCP, a unix socket, and a program.
 
+mod child_stream;
 mod tls_stream;
 mod unix_stream;
 
@@ -10,6 +11,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
+pub use child_stream::{ChildTransport, OnLine, StartError};
 pub use tls_stream::TlsTransport;
 pub use unix_stream::UnixTransport;
 
@@ -66,6 +68,8 @@ pub enum AnyTransport {
     Tls(Box<TlsTransport>),
     /// A unix socket.
     Unix(UnixTransport),
+    /// A program's stdin and stdout.
+    Child(Box<ChildTransport>),
 }
 
 impl Transport for AnyTransport {
@@ -77,6 +81,7 @@ impl Transport for AnyTransport {
         match self {
             Self::Tls(transport) => transport.poll_read(context, sink),
             Self::Unix(transport) => transport.poll_read(context, sink),
+            Self::Child(transport) => transport.poll_read(context, sink),
         }
     }
 
@@ -88,6 +93,7 @@ impl Transport for AnyTransport {
         match self {
             Self::Tls(transport) => transport.poll_write(context, pieces),
             Self::Unix(transport) => transport.poll_write(context, pieces),
+            Self::Child(transport) => transport.poll_write(context, pieces),
         }
     }
 
@@ -95,6 +101,7 @@ impl Transport for AnyTransport {
         match self {
             Self::Tls(transport) => transport.poll_finish(context),
             Self::Unix(transport) => transport.poll_finish(context),
+            Self::Child(transport) => transport.poll_finish(context),
         }
     }
 }
