@@ -29,6 +29,7 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     Serve(ServeArgs),
     Classic(ClassicArgs),
+    Stdio(StdioArgs),
     Keys(KeysArgs),
     Trust(TrustArgs),
     Completions(CompletionsArgs),
@@ -45,9 +46,10 @@ Examples:
   tar c . | afar run web -- tar x -C /srv   stdin, stdout and stderr as with ssh
   afar run --timeout 30s --result out.json web make
   afar run local id                         this machine, through its supervisor
+  afar run ssh://web make                   through ssh: nothing has to listen there
 
 Target: [USER@]HOST[:PORT], afar://…, an IPv6 address in brackets, a Host alias of ~/.ssh/config,
-or local. The port is 2327 unless it is given.
+local, or ssh://…, which is reached by ssh and its own rules. The port is 2327 unless it is given.
 
 Exit status: that of the command; 128+N when signal N ended it; 124 for --timeout; 126 when the
 program is not executable and 127 when it is not found; 130 when it was cancelled; 137 when it ran
@@ -221,6 +223,18 @@ pub(crate) struct ClassicArgs {
     pub(crate) verbosity: VerbosityArgs,
 }
 
+/// Speak the protocol on stdin and stdout, for ssh://HOST
+///
+/// `afar run ssh://HOST` runs this on HOST through ssh, and it passes everything on to the user's
+/// supervisor there. Nothing has to listen, and whoever ssh lets in is in.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  afar run ssh://web uname -a               runs `ssh web afar stdio`
+  command=\"afar stdio\",restrict ssh-ed25519 AAAA…
+                                            in authorized_keys: a key that is good for afar only")]
+pub(crate) struct StdioArgs {}
+
 /// List the keys that would be offered, in order
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -328,6 +342,14 @@ pub(crate) struct ConnectArgs {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     connect_timeout: Option<Duration>,
 
+    /// The ssh program that reaches ssh://HOST [default: ssh]
+    #[arg(long, value_name = "PROG", env = "AFAR_SSH")]
+    ssh: Option<OsString>,
+
+    /// Afar's program on ssh://HOST, if it is not in the PATH of a login there
+    #[arg(long, value_name = "PATH")]
+    remote_afar: Option<String>,
+
     #[command(flatten)]
     verbosity: VerbosityArgs,
 }
@@ -413,6 +435,12 @@ impl ConnectArgs {
         }
         if let Some(timeout) = self.connect_timeout {
             builder = builder.connect_timeout(timeout);
+        }
+        if let Some(program) = &self.ssh {
+            builder = builder.ssh(program);
+        }
+        if let Some(path) = &self.remote_afar {
+            builder = builder.remote_afar(path);
         }
         builder
     }

@@ -36,6 +36,7 @@ fn dispatch(argv: Vec<OsString>) -> Exit {
         Command::Demo(args) => commands::demo::cmd_demo(args),
         Command::Serve(args) => commands::serve::cmd_serve(args),
         Command::Classic(args) => commands::classic::cmd_classic(args),
+        Command::Stdio(_) => commands::stdio::cmd_stdio(),
         Command::Keys(args) => commands::keys::cmd_keys(&args),
         Command::Trust(args) => commands::trust::cmd_trust(args),
         Command::Completions(args) => commands::completions::cmd_completions(&args),

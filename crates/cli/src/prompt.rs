@@ -47,7 +47,7 @@ impl Prompt for TerminalPrompt {
 
     fn notice(&self, notice: &Notice) {
         let wanted = match notice {
-            Notice::HostAdded(_) => Verbosity::Normal,
+            Notice::HostAdded(_) | Notice::Ssh(_) => Verbosity::Normal,
             _ => Verbosity::Verbose,
         };
         if self.verbosity >= wanted {
@@ -135,17 +135,30 @@ struct Saved {
     shown: Termios,
 }
 
-/// `Some` iff a terminal does not show what is typed. A signal ends the program without unwinding
-/// the thread that asks, so whoever handles it has to find this.
+/// How the terminal is to be left: `Some` while it does not show what is typed, or while ssh, which
+/// is killed when we end, may be asking for a password there. A signal ends the program without
+/// unwinding the thread that asks, so whoever handles it has to find this.
 static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
 
 fn lock_saved() -> MutexGuard<'static, Option<Saved>> {
     SAVED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Remembers how the terminal is, for [`restore`], before another program may ask there.
+pub(crate) fn remember() {
+    let Some(Terminal { writer: terminal, .. }) = Terminal::open() else { return };
+    if let Ok(shown) = tcgetattr(&terminal) {
+        *lock_saved() = Some(Saved { terminal, shown });
+    }
+}
+
 /// Lets the terminal show again what is typed, if it does not, from a new line on.
 pub(crate) fn restore() {
     if let Some(Saved { mut terminal, shown }) = lock_saved().take() {
+        let now = tcgetattr(&terminal).map(|now| now.local_modes);
+        if now.is_ok_and(|now| now == shown.local_modes) {
+            return;
+        }
         // A terminal that has hung up shows nothing anyway.
         let _ = tcsetattr(&terminal, OptionalActions::Now, &shown);
         let _ = terminal.write_all(b"\n");

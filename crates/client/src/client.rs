@@ -80,6 +80,8 @@ pub(crate) struct Options {
     pub(crate) ssh_config: SshConfig,
     pub(crate) accept_new: bool,
     pub(crate) connect_timeout: Duration,
+    pub(crate) ssh: OsString,
+    pub(crate) remote_afar: String,
     pub(crate) delegate_for: Option<Duration>,
     pub(crate) prompt: Arc<dyn Prompt>,
     pub(crate) launcher: Option<Arc<Launcher>>,
@@ -120,6 +122,8 @@ impl Client {
                 ssh_config: SshConfig::User,
                 accept_new: false,
                 connect_timeout: CONNECT_TIMEOUT,
+                ssh: "ssh".into(),
+                remote_afar: "afar".to_owned(),
                 delegate_for: Some(DELEGATION),
                 prompt: Arc::new(NoPrompt),
                 launcher: None,
@@ -307,6 +311,20 @@ impl ClientBuilder {
     /// for it.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.options.connect_timeout = timeout;
+        self
+    }
+
+    /// The program that reaches an `ssh://` target: a path, or a name for PATH; `ssh` without it.
+    /// It has to take the options of OpenSSH.
+    pub fn ssh(mut self, program: impl Into<OsString>) -> Self {
+        self.options.ssh = program.into();
+        self
+    }
+
+    /// Afar's program on an `ssh://` target: a path, `~/` at its front allowed, or a name for PATH
+    /// there; `afar` without it.
+    pub fn remote_afar(mut self, path: impl Into<String>) -> Self {
+        self.options.remote_afar = path.into();
         self
     }
 

@@ -33,6 +33,7 @@ use crate::job::Job;
 use crate::prompt::{Answer, LockedIdentity, Notice};
 use crate::route::{self, Route};
 use crate::session::{Pipelined, Session};
+use crate::ssh;
 
 /// Connections that one login may take: the delegated key, the remembered one, all of them, after
 /// the host key was confirmed, after a key was unlocked, and one more.
@@ -51,6 +52,10 @@ pub(crate) async fn connect(
     if *target == Target::Local {
         let (driver, pipelined) = connect_local(&client.options, spec).await?;
         return Ok(Session::spawn(driver, "local", pipelined));
+    }
+    if let Target::Ssh(destination) = target {
+        let (driver, pipelined) = ssh::connect(&client.options, destination, spec).await?;
+        return Ok(Session::spawn(driver, &target.to_string(), pipelined));
     }
     let route = Route::find(&client.options, target)?;
     let mut connector = Connector { client, route: &route, spec, confirmed: None };
@@ -108,7 +113,8 @@ async fn connect_local(
     Ok((attach_local(stream, &grant, connection, clock), pipelined))
 }
 
-fn open(connection: &mut Connection, spec: OpenSpec) -> Result<Pipelined, Error> {
+/// Opens the channel of a command that is asked for at once.
+pub(crate) fn open(connection: &mut Connection, spec: OpenSpec) -> Result<Pipelined, Error> {
     let channel = connection.open(&spec)?;
     Ok(Pipelined { channel, spec })
 }

@@ -129,6 +129,9 @@ pub enum Error {
         /// Whether the command, which was sent along, may have been started.
         started: Started,
     },
+    /// ssh did not lead to an afar.
+    #[error("{}", .0.message)]
+    Ssh(Box<SshFailure>),
     /// The user's own supervisor can't be reached or started.
     #[error("the local supervisor: {0}")]
     Local(String),
@@ -227,6 +230,19 @@ pub enum Error {
     TaskFailed,
 }
 
+/// Why ssh did not lead to an afar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshFailure {
+    /// What failed, in one line; what others said is escaped in it.
+    pub message: String,
+    /// The step that failed.
+    pub phase: Phase,
+    /// In a word, for the outcome.
+    pub reason: &'static str,
+    /// What to do about it.
+    pub hint: Option<&'static str>,
+}
+
 /// What the peer has said may be in it, such as the message of its goodbye.
 fn escaped(error: &impl std::fmt::Display) -> String {
     escape_for_terminal(error.to_string().as_bytes())
@@ -272,6 +288,7 @@ impl Error {
             | Self::Login { .. } => Phase::Authenticate,
             Self::Open(_) | Self::Unavailable { .. } => Phase::Authorize,
             Self::NotStarted(refused) => refused.phase,
+            Self::Ssh(failure) => failure.phase,
             Self::ConnectTimeout { phase, .. }
             | Self::LinkLost { phase, .. }
             | Self::Broken { phase, .. } => *phase,
@@ -315,6 +332,7 @@ impl Error {
             Self::KeysRefused { .. } => "login_refused",
             Self::LoginLink { .. } | Self::Login { .. } => "login_failed",
             Self::NotStarted(refused) => refused.reason.as_str(),
+            Self::Ssh(failure) => failure.reason,
             Self::Open(_) => "too_many",
             _ => "other",
         }
@@ -325,10 +343,10 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Target { hint, .. } => return hint.map(ToOwned::to_owned),
+            Self::Ssh(failure) => return failure.hint.map(ToOwned::to_owned),
             Self::Proxy { host, .. } => {
                 return Some(format!(
-                    "afar connects directly; give {host} a HostName that it can reach, or run \
-                     afar on the host in between"
+                    "afar connects directly; ssh://{host} goes that way, through ssh"
                 ));
             }
             Self::Connect { port, source, .. }

@@ -48,6 +48,7 @@ mod outcome;
 mod prompt;
 mod route;
 mod session;
+mod ssh;
 mod ssh_config_files;
 
 pub use afar_core::target::{Destination, Target, TargetError};
@@ -61,7 +62,7 @@ pub use client::{
     InspectedHost, Launcher,
 };
 pub use command::{Command, CommandError};
-pub use error::Error;
+pub use error::{Error, SshFailure};
 pub use host_keys::{HostKeyProblem, HostKeyQuestion, KnownFingerprint};
 pub use identities::{KeySource, OfferedKey};
 pub use job::{Chunk, Finished, Job, JobEvent, Output, Stdin, StdinClosed};

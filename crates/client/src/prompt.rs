@@ -31,12 +31,15 @@ pub enum Notice {
     HostAdded(String),
     /// Something was passed over that could matter.
     PassedOver(String),
+    /// A line that ssh, or the login shell behind it, has printed.
+    Ssh(String),
 }
 
 impl std::fmt::Display for Notice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::HostAdded(text) | Self::PassedOver(text) => f.write_str(text),
+            Self::Ssh(line) => write!(f, "ssh: {line}"),
         }
     }
 }

@@ -103,8 +103,8 @@ fn one_host(target: &Target) -> Result<&Destination, Error> {
             "name one host, and run one afar for each",
         )),
         Target::Ssh(_) => Err(unsupported(
-            "reaching a host through ssh is not there yet",
-            "run `afar serve` on the host and name it without ssh://",
+            "ssh reaches this host, by its own keys and its own known_hosts",
+            "name the host without ssh:// to ask about afar's way to it",
         )),
         Target::Local => Err(unsupported(
             "this machine is reached by a socket and has no host key",

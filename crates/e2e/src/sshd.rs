@@ -41,13 +41,35 @@ impl Sshd {
     #[track_caller]
     #[must_use]
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// One whose sessions use the runtime and state directories of this home, so that what `afar
+    /// stdio` starts there is this home's; with more lines of sshd_config(5).
+    ///
+    /// # Panics
+    /// As [`Sshd::start`].
+    #[track_caller]
+    #[must_use]
+    pub fn serving(home: &Home, configuration: &str) -> Self {
+        let (run, state) = (home.file("run"), home.file("home/state"));
+        // Of several SetEnv lines the first one counts.
+        let set = format!(
+            "SetEnv SHLVL=2 XDG_RUNTIME_DIR={} XDG_STATE_HOME={}",
+            run.display(),
+            state.display()
+        );
+        Self::start_with(&format!("{set}\n{configuration}\n"))
+    }
+
+    fn start_with(first: &str) -> Self {
         let home = Home::new();
         let host_key = home.make_key("host_key");
         let authorized = home.write("authorized_keys", Home::public_line(&home.key()));
         // SHLVL: a bash that was built with SSH_SOURCE_BASHRC reads the person's .bashrc when it
         // seems to be started by sshd, unless it is a shell within a shell.
         let configuration = format!(
-            "HostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\nPermitRootLogin yes\n\
+            "{first}HostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\nPermitRootLogin yes\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\n\
              PrintLastLog no\nUseDNS no\nLogLevel ERROR\nMaxSessions 100\nSetEnv SHLVL=2\n\
              AcceptEnv E2E_*\n",

@@ -73,6 +73,16 @@ impl Terminal {
         String::from_utf8_lossy(&self.shown).into_owned()
     }
 
+    /// Whether what is typed is shown, as it is unless a program has hidden it.
+    ///
+    /// # Panics
+    /// It does not.
+    #[must_use]
+    pub fn shows_what_is_typed(&self) -> bool {
+        let modes = rustix::termios::tcgetattr(&self.controller).expect("it is a terminal");
+        modes.local_modes.contains(rustix::termios::LocalModes::ECHO)
+    }
+
     /// Types a line.
     ///
     /// # Panics

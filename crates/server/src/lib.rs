@@ -3,10 +3,12 @@
 //! They are two processes. The [`listener`] faces the network, authenticates, and from then on
 //! only relays bytes; it parses nothing of a job and runs nothing. The [`supervisor`], one a user,
 //! speaks the job protocol and owns every pipe and child of its user. [`launch`] reaches a
-//! supervisor and starts it where there is none.
+//! supervisor and starts it where there is none; [`stdio`] is a listener of another kind, on what sshd
+//! has let in.
 
 pub mod launch;
 pub mod listener;
 pub mod log;
 pub mod paths;
+pub mod stdio;
 pub mod supervisor;

@@ -7,6 +7,7 @@ pub(crate) mod keys;
 pub(crate) mod man;
 pub(crate) mod run;
 pub(crate) mod serve;
+pub(crate) mod stdio;
 pub(crate) mod supervisor;
 pub(crate) mod trust;
 

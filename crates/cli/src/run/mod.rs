@@ -66,6 +66,9 @@ pub(crate) async fn execute(
         }
     };
     let command = command.stdin(options.stdin);
+    if let Target::Ssh(_) = target {
+        prompt::remember();
+    }
     let ending = tokio::select! {
         started = client.start(target, command) => match started {
             Ok((session, job)) => {
@@ -83,7 +86,10 @@ pub(crate) async fn execute(
                 session.close().await;
                 ending
             }
-            Err(error) => Ending::early(&target.to_string(), error),
+            Err(error) => {
+                prompt::restore();
+                Ending::early(&target.to_string(), error)
+            }
         },
         signal = signals.next_ending() => {
             prompt::restore();
