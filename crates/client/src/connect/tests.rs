@@ -500,7 +500,7 @@ async fn a_port_where_nobody_listens_is_said() {
 async fn what_is_not_there_yet_is_said_in_one_line() {
     let world = World::new().await;
     let client = world.builder(&[]).build();
-    for text in ["web[1-3]", "a,b", "@group", "ssh://web"] {
+    for text in ["web[1-3]", "a,b", "@group"] {
         let target = Target::parse(text).unwrap();
         let error = client.connect(&target).await.unwrap_err();
         assert!(error.to_string().contains("not there yet"), "{text}: {error}");
@@ -508,6 +508,9 @@ async fn what_is_not_there_yet_is_said_in_one_line() {
     }
     let error = client.connect(&Target::Local).await.unwrap_err();
     assert!(matches!(error, Error::NoLauncher), "{error}");
+    // What ssh has keys for and knows, afar is not asked about.
+    let error = client.keys(Some(&Target::parse("ssh://web").unwrap())).await.unwrap_err();
+    assert!(error.to_string().contains("ssh reaches this host"), "{error}");
 }
 
 #[tokio::test]
