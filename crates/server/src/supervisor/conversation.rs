@@ -117,7 +117,11 @@ impl Conversation {
             Event::Stopped { channel, stream } => self.tell(channel, ToJob::Stop(stream)),
             Event::Signal { channel, signal } => match Signal::parse(&signal.name) {
                 Some(signal) => self.tell(channel, ToJob::Signal(signal)),
-                None => self.reset(channel, "there is no such signal on this machine"),
+                // A hint that means nothing here is no error of the channel (`W-7.1`).
+                None => {
+                    let line = format!("a signal that is none here: {:?}", signal.name);
+                    self.supervisor.log.debug(&line);
+                }
             },
             Event::Abandoned { channel } | Event::Failed { channel, .. } => self.abandon(channel),
             // A job without a terminal has no size; acknowledged bytes are kept by nobody yet.

@@ -24,6 +24,8 @@ pub(super) enum Cause {
     Timeout,
     /// Its client is gone, or wants no more of it.
     Cancelled,
+    /// Its end could not be noticed.
+    Lost,
 }
 
 #[derive(Debug)]
@@ -90,6 +92,12 @@ impl Ending {
             // A stopped process acts on TERM only when it is continued.
             let _ = kill_tree(&root, &mark, Signal::CONT);
         }));
+    }
+
+    /// As [`Ending::begin`], without a grace.
+    pub(super) fn begin_at_once(&mut self, cause: Cause) {
+        self.grace = Duration::ZERO;
+        self.begin(cause);
     }
 
     /// Takes every step that is due; tells whether there was one.

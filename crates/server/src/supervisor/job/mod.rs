@@ -18,6 +18,7 @@ use afar_proto::outcome::{End, ExitReport, Receipt, Seal};
 use afar_sys::child::{Child, Ended, ExitStatus};
 use afar_sys::signals::Signal;
 use bytes::Bytes;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::Instant;
@@ -100,7 +101,7 @@ pub(super) enum FromJob {
 pub(super) struct Job {
     channel: ChannelId,
     child: Child,
-    pidfd: AsyncFd<OwnedFd>,
+    watch: ExitWatch,
     outputs: [Output; 2],
     input: Input,
     started: Instant,
@@ -117,6 +118,28 @@ pub(super) struct Job {
     /// Keeps the supervisor from ending for idleness.
     stay: Stay,
 }
+
+/// How the end of the process is noticed.
+#[derive(Debug)]
+enum ExitWatch {
+    /// Its pidfd becomes readable.
+    Pidfd(AsyncFd<OwnedFd>),
+    /// For want of a descriptor it can't be waited for, only looked at now and then.
+    Impossible(io::Error),
+}
+
+impl ExitWatch {
+    fn of(child: &Child) -> Self {
+        let watched = child
+            .pidfd()
+            .try_clone_to_owned()
+            .and_then(|pidfd| afar_sys::readiness::watch(pidfd, Interest::READABLE));
+        watched.map_or_else(Self::Impossible, Self::Pidfd)
+    }
+}
+
+/// How often a process is looked at that can't be waited for. It is being killed.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The process has ended.
 #[derive(Debug)]
@@ -136,6 +159,11 @@ impl Job {
         poll_fn(|context| self.poll(context)).await;
         self.tell(FromJob::Gone);
         self.hand_over_open_pipes();
+    }
+
+    /// It runs, and can't be watched: it must not go on unseen.
+    fn give_up(&mut self) {
+        self.ending.begin_at_once(Cause::Lost);
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
@@ -246,17 +274,24 @@ impl Job {
         if self.exit.is_some() {
             return false;
         }
-        let Poll::Ready(ready) = self.pidfd.poll_read_ready(context) else { return false };
-        let status = match ready {
-            Ok(mut guard) => match self.child.try_wait() {
-                Ok(None) => {
-                    guard.clear_ready();
-                    return true;
-                }
+        let status = match &self.watch {
+            ExitWatch::Pidfd(pidfd) => match pidfd.poll_read_ready(context) {
+                Poll::Pending => return false,
+                Poll::Ready(Err(error)) => Err(error),
+                Poll::Ready(Ok(mut guard)) => match self.child.try_wait() {
+                    Ok(None) => {
+                        guard.clear_ready();
+                        return true;
+                    }
+                    Ok(Some(ended)) => Ok(ended),
+                    Err(errno) => Err(io::Error::from(errno)),
+                },
+            },
+            ExitWatch::Impossible(_) => match self.child.try_wait() {
+                Ok(None) => return false,
                 Ok(Some(ended)) => Ok(ended),
                 Err(errno) => Err(io::Error::from(errno)),
             },
-            Err(error) => Err(error),
         };
         self.exited(status.ok());
         true
@@ -268,6 +303,7 @@ impl Job {
         let end = match (self.ending.cause(), &ended) {
             (Some(Cause::Timeout), _) => End::Timeout,
             (Some(Cause::Cancelled), _) => End::Cancelled,
+            (Some(Cause::Lost), _) => End::Lost,
             (None, Some(ended)) => end_of(&ended.status),
             (None, None) => End::Unknown,
         };
@@ -331,8 +367,12 @@ impl Job {
             if now < exit.silent_at { exit.silent_at.min(exit.over_at) } else { exit.over_at }
         });
         let drain = drain.filter(|at| *at > now);
-        let Some(due) = [drain, self.ending.due(self.exit.is_some())].into_iter().flatten().min()
-        else {
+        let look = match self.watch {
+            ExitWatch::Impossible(_) if self.exit.is_none() => Some(now + LOOK_INTERVAL),
+            _ => None,
+        };
+        let ending = self.ending.due(self.exit.is_some());
+        let Some(due) = [drain, ending, look].into_iter().flatten().min() else {
             return Poll::Pending;
         };
         if self.timer.deadline() != due {

@@ -15,14 +15,13 @@ use afar_sys::child::Session;
 use afar_sys::pipe::{ChildPipe, pipe_from_child, pipe_to_child};
 use afar_sys::resolve::diagnose;
 use afar_sys::spawn::{SpawnError, SpawnRequest, Stdio, spawn};
-use tokio::io::Interest;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
 use super::ending::{Ending, GRACE};
 use super::input::Input;
 use super::output::Output;
-use super::{FromJob, Job, ToJob};
+use super::{ExitWatch, FromJob, Job, ToJob};
 use crate::supervisor::request::{Prepared, refuse_spawn};
 use crate::supervisor::{Stay, Supervisor};
 
@@ -46,16 +45,17 @@ pub(in crate::supervisor) fn start(
     events: UnboundedSender<(ChannelId, FromJob)>,
     supervisor: &Rc<Supervisor>,
 ) -> Result<Started, Refused> {
-    let pipes = Pipes::new(spec).map_err(|error| no_resources(&error, WasStarted::No))?;
+    let no_pipe = |error: io::Error| no_resources(&error, WasStarted::No);
+    let Pipes { ours, childs } = Pipes::new(spec).map_err(no_pipe)?;
     let request = SpawnRequest {
         program: &prepared.program,
         argv: &prepared.argv,
         env: &prepared.env,
         cwd: Some(&prepared.cwd),
         stdio: Stdio::Descriptors {
-            stdin: pipes.stdin.childs.as_fd(),
-            stdout: pipes.stdout.childs.as_fd(),
-            stderr: pipes.stderr.as_ref().unwrap_or(&pipes.stdout).childs.as_fd(),
+            stdin: childs.stdin.as_fd(),
+            stdout: childs.stdout.as_fd(),
+            stderr: childs.stderr.as_ref().unwrap_or(&childs.stdout).as_fd(),
         },
         session: Session::New,
         open_files_soft: supervisor.open_files_soft,
@@ -63,33 +63,19 @@ pub(in crate::supervisor) fn start(
     // Before the start: a short program is half done when posix_spawn returns.
     let started = Instant::now();
     let child = spawn(&request).map_err(|error| refuse(error, prepared))?;
-    let Pipes { stdin, stdout, stderr } = pipes;
+    // The job must meet the end of its pipes when it has closed its own ends.
+    drop(childs);
     let pid = u32::try_from(child.pid()).unwrap_or(0);
     let timeout_at = spec.timeout_ms.and_then(|ms| started.checked_add(Duration::from_millis(ms)));
     let grace = spec.kill_after_ms.map_or(GRACE, Duration::from_millis);
     let ending = Ending::new(&child, prepared.mark.clone(), timeout_at, grace);
     let (commands, received) = unbounded_channel();
-    let watch = || -> io::Result<_> {
-        let pidfd = child.pidfd().try_clone_to_owned()?;
-        let pidfd = afar_sys::readiness::watch(pidfd, Interest::READABLE)?;
-        let outputs = [
-            Output::new(Stream::Stdout, Some(stdout.ours))?,
-            Output::new(Stream::Stderr, stderr.map(|pipe| pipe.ours))?,
-        ];
-        Ok((pidfd, outputs, Input::new(stdin.ours)?))
-    };
-    let (pidfd, outputs, input) = match watch() {
-        Ok(watched) => watched,
-        Err(error) => {
-            // It runs, and can't be watched: it must not go on unseen.
-            let _ = child.signal_group(afar_sys::signals::Signal::KILL);
-            return Err(no_resources(&error, WasStarted::Yes));
-        }
-    };
-    let job = Job {
+    let watch = ExitWatch::of(&child);
+    let Ours { outputs, input } = ours;
+    let mut job = Job {
         channel,
         child,
-        pidfd,
+        watch,
         outputs,
         input,
         started,
@@ -103,33 +89,49 @@ pub(in crate::supervisor) fn start(
         timer: Box::pin(tokio::time::sleep_until(started)),
         stay: Stay::new(supervisor),
     };
+    if let ExitWatch::Impossible(error) = &job.watch {
+        supervisor.log.error(&format!("job {}: it can't be watched: {error}", spec.job.as_str()));
+        job.give_up();
+    }
     Ok(Started { job, commands, pid })
 }
 
-/// The job's stdin: a pipe, or `/dev/null` with no end of ours.
-struct Stdin {
-    ours: Option<OwnedFd>,
-    childs: OwnedFd,
+/// The pipes of a job that is about to be started. Ours are registered with the runtime before
+/// there is a process that could be left unwatched.
+struct Pipes {
+    ours: Ours,
+    childs: Childs,
 }
 
-struct Pipes {
-    stdin: Stdin,
-    stdout: ChildPipe,
+struct Ours {
+    outputs: [Output; 2],
+    input: Input,
+}
+
+struct Childs {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
     /// `None` iff stderr is merged into stdout.
-    stderr: Option<ChildPipe>,
+    stderr: Option<OwnedFd>,
 }
 
 impl Pipes {
     fn new(spec: &OpenSpec) -> io::Result<Self> {
-        let stdin = if spec.stdin {
+        let (stdin, childs_stdin) = if spec.stdin {
             let ChildPipe { ours, childs } = pipe_to_child()?;
-            Stdin { ours: Some(ours), childs }
+            (Some(ours), childs)
         } else {
-            let null = OpenOptions::new().read(true).open("/dev/null")?;
-            Stdin { ours: None, childs: null.into() }
+            (None, OpenOptions::new().read(true).open("/dev/null")?.into())
         };
+        let stdout = pipe_from_child()?;
         let stderr = if spec.merge { None } else { Some(pipe_from_child()?) };
-        Ok(Self { stdin, stdout: pipe_from_child()?, stderr })
+        let (stderr, childs_stderr) = stderr.map(|pipe| (pipe.ours, pipe.childs)).unzip();
+        let outputs =
+            [Output::new(Stream::Stdout, Some(stdout.ours))?, Output::new(Stream::Stderr, stderr)?];
+        Ok(Self {
+            ours: Ours { outputs, input: Input::new(stdin)? },
+            childs: Childs { stdin: childs_stdin, stdout: stdout.childs, stderr: childs_stderr },
+        })
     }
 }
 

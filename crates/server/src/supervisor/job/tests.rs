@@ -37,18 +37,60 @@ fn script(text: &str) -> OpenSpec {
     }
 }
 
+/// Starts it, as a conversation does.
+fn started(
+    supervisor: &std::rc::Rc<Supervisor>,
+    spec: &OpenSpec,
+) -> (super::start::Started, UnboundedReceiver<(ChannelId, FromJob)>) {
+    let grant = Grant::local("", supervisor.user.uid);
+    let prepared = prepare(spec, &grant, &supervisor.user, 0).unwrap();
+    let mut connection = Connection::new(Role::Client, Config::default(), ProtoInstant::ZERO);
+    let channel = connection.open(spec).unwrap();
+    let (events, told) = unbounded_channel();
+    (start(spec, &prepared, channel, events, supervisor).unwrap(), told)
+}
+
+#[tokio::test]
+async fn a_process_that_cannot_be_watched_is_killed_with_its_tree_and_its_end_is_lost() {
+    // W-5.6. Its child says its pid, and holds the pipe.
+    let supervisor = supervisor();
+    let spec = script("trap '' TERM; sleep 300 & echo $!; wait");
+    let (mut started, mut told) = started(&supervisor, &spec);
+    let allowed = Allowance { bytes: 1024, pieces: 16 };
+    started.commands.send(ToJob::Allow(Stream::Stdout, allowed)).unwrap();
+    let pid = poll_fn(|context| {
+        started.job.poll_commands(context);
+        started.job.poll_outputs(context);
+        told.poll_recv(context)
+    });
+    let Some((_, FromJob::Output { bytes, .. })) = pid.await else { panic!("no pid") };
+    started.job.watch = ExitWatch::Impossible(io::ErrorKind::Other.into());
+    started.job.give_up();
+    let local = tokio::task::LocalSet::new();
+    local.run_until(Box::pin(started.job.run())).await;
+    let mut ends = Vec::new();
+    while let Ok((_, event)) = told.try_recv() {
+        match event {
+            FromJob::Exited(report) => ends.push(report.end),
+            FromJob::Sealed(seal) => ends.push(seal.end),
+            _ => {}
+        }
+    }
+    assert_eq!(ends, [End::Lost, End::Lost]);
+    let pid = String::from_utf8(bytes.to_vec()).unwrap();
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    assert!(stat.is_empty() || stat.contains(") Z "), "its child lives on: {stat}");
+    drop(local);
+    assert_eq!(*supervisor.busy.borrow(), Counts::default());
+}
+
 #[tokio::test]
 async fn what_a_cancelled_job_still_writes_is_told_to_nobody() {
     // Its conversation may be waiting for a client that does not read, and would find half a
     // gigabyte in its queue after a second.
     let supervisor = supervisor();
     let spec = script("trap '' TERM; exec yes");
-    let grant = Grant::local("", supervisor.user.uid);
-    let prepared = prepare(&spec, &grant, &supervisor.user, 0).unwrap();
-    let mut connection = Connection::new(Role::Client, Config::default(), ProtoInstant::ZERO);
-    let channel = connection.open(&spec).unwrap();
-    let (events, mut told) = unbounded_channel();
-    let started = start(&spec, &prepared, channel, events, &supervisor).unwrap();
+    let (started, mut told) = started(&supervisor, &spec);
     let allowed = Allowance { bytes: 256 * 1024, pieces: 256 };
     started.commands.send(ToJob::Allow(Stream::Stdout, allowed)).unwrap();
     let conversation = async {
