@@ -41,7 +41,7 @@ fn script(text: &str) -> OpenSpec {
 fn started(
     supervisor: &std::rc::Rc<Supervisor>,
     spec: &OpenSpec,
-) -> (super::start::Started, UnboundedReceiver<(ChannelId, FromJob)>) {
+) -> (start::Started, UnboundedReceiver<(ChannelId, FromJob)>) {
     let grant = Grant::local("", supervisor.user.uid);
     let prepared = prepare(spec, &grant, &supervisor.user, 0).unwrap();
     let mut connection = Connection::new(Role::Client, Config::default(), ProtoInstant::ZERO);
