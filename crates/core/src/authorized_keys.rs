@@ -17,11 +17,12 @@
 
 use std::net::IpAddr;
 
+use crate::certificate::{Certificate, CertificateRefusal, UserCheck};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::escape::escape_bounded;
 use crate::key::{self, KeyError, PublicKeyBlob};
 use crate::limits::{AUTHORIZED_KEYS_BYTES_MAX, AUTHORIZED_KEYS_LINE_BYTES_MAX};
-use crate::policy::Restrictions;
+use crate::policy::{ForcedCommandsDiffer, Restrictions};
 use crate::text;
 
 mod expiry;
@@ -40,8 +41,6 @@ pub struct Context<'a> {
     /// Where the peer connects from; `None` if not by an address, which no `from=` lets in. An
     /// IPv4-mapped IPv6 address counts as the IPv4 address.
     pub source: Option<IpAddr>,
-    /// Whether `environment=` takes effect (sshd's `PermitUserEnvironment`, off by default).
-    pub permit_user_environment: bool,
     /// Turns a time of the system's zone into Unix time, for an `expiry-time=` without `Z`; it
     /// answers `None` for a time it can't place. Without it, and then too, the earliest moment
     /// that has this time anywhere on earth counts (14 hours before UTC has it): a key may expire
@@ -49,13 +48,13 @@ pub struct Context<'a> {
     pub local_time: Option<&'a dyn Fn(CivilTime) -> Option<i64>>,
 }
 
-/// The answer to a lookup.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lookup {
-    /// Whether the key may log in.
-    pub decision: Decision,
-    /// Remarks on the lines of the file that were read, for the server's log.
-    pub diagnostics: Diagnostics,
+/// Whether `environment=` takes effect (sshd's `PermitUserEnvironment`, off by default).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserEnvironment {
+    /// It is passed over, with a remark.
+    Ignored,
+    /// It does.
+    Honoured,
 }
 
 /// Whether a key may log in.
@@ -67,9 +66,6 @@ pub enum Decision {
         line: usize,
         /// What it may not do.
         restrictions: Restrictions,
-        /// The names that a certificate of this authority must bear one of, if the line names
-        /// any (`principals=`); only for [`find_authority`].
-        principals: Option<Vec<String>>,
     },
     /// It may not.
     Refused(Refusal),
@@ -84,7 +80,11 @@ pub enum Refusal {
     /// No well-formed line holds the key.
     #[error("no line holds this key")]
     NotListed,
-    /// The key is there, and its line does not let it in. Of several lines, the first.
+    /// No well-formed line trusts the certificate's authority.
+    #[error("no line trusts the certificate's authority")]
+    AuthorityNotListed,
+    /// The key, or the authority, is there, and its line does not let it in. Of several lines, the
+    /// first.
     #[error("the key is on line {line}, but {why}")]
     Held {
         /// The line.
@@ -95,7 +95,7 @@ pub enum Refusal {
 }
 
 /// Why a line that holds the key does not let it in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Held {
     /// `expiry-time=` is over.
     #[error("it has expired")]
@@ -106,20 +106,128 @@ pub enum Held {
     /// `principals=` without `cert-authority`, which sshd refuses too.
     #[error("it has principals= without cert-authority")]
     PrincipalsOfPlainKey,
+    /// The certificate itself is not good for this.
+    #[error("{0}")]
+    Certificate(#[from] CertificateRefusal),
+    /// The line's command and the certificate's are not the same.
+    #[error("{0}")]
+    ForcedCommands(#[from] ForcedCommandsDiffer),
 }
 
-/// Whether this plain key may log in. A line with `cert-authority` never lets a plain key in.
-#[must_use]
-pub fn find(file: &[u8], key: &PublicKeyBlob, context: Context<'_>) -> Lookup {
-    look_up(file, key, Role::Plain, context)
+/// A file that was read, to be asked about any number of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthorizedKeys {
+    entries: Vec<Entry>,
+    diagnostics: Diagnostics,
+    environment: UserEnvironment,
+    too_large: bool,
 }
 
-/// Whether certificates of this authority may log in: only a line with `cert-authority` says so.
-/// The certificate itself is for the caller to check, with the principals of the answer or, if it
-/// has none, with the user's name.
-#[must_use]
-pub fn find_authority(file: &[u8], authority: &PublicKeyBlob, context: Context<'_>) -> Lookup {
-    look_up(file, authority, Role::Authority, context)
+impl AuthorizedKeys {
+    /// Reads a file. What is malformed in it grants nothing and is remarked on.
+    #[must_use]
+    pub fn parse(file: &[u8], environment: UserEnvironment) -> Self {
+        let mut parsed = Self {
+            entries: Vec::new(),
+            diagnostics: Diagnostics::default(),
+            environment,
+            too_large: file.len() > AUTHORIZED_KEYS_BYTES_MAX,
+        };
+        if parsed.too_large {
+            return parsed;
+        }
+        for entry in entries(file) {
+            match entry {
+                Ok(entry) => {
+                    let sets_variables = !entry.options.environment.is_empty();
+                    if sets_variables && environment == UserEnvironment::Ignored {
+                        let remark = "environment= is not enabled and takes no effect";
+                        parsed.diagnostics.push(entry.line, remark);
+                    }
+                    parsed.entries.push(entry);
+                }
+                Err(diagnostic) => parsed.diagnostics.push(diagnostic.line, diagnostic.message),
+            }
+        }
+        parsed
+    }
+
+    /// Remarks on the lines, for the server's log.
+    #[must_use]
+    pub const fn diagnostics(&self) -> &Diagnostics {
+        &self.diagnostics
+    }
+
+    /// Whether this plain key may log in. A line with `cert-authority` never lets a plain key in.
+    #[must_use]
+    pub fn find(&self, key: &PublicKeyBlob, context: Context<'_>) -> Decision {
+        let plain = |entry: &&Entry| !entry.options.cert_authority && entry.key == *key;
+        let evaluate = |entry: &Entry| self.evaluate(&entry.options, context);
+        self.decide(self.entries.iter().filter(plain), evaluate, Refusal::NotListed)
+    }
+
+    /// Whether this certificate may log in as this user: a line with `cert-authority` must name its
+    /// authority, and the certificate one of the line's `principals=` or, if it has none, the user.
+    /// Its signature is for the caller to verify.
+    #[must_use]
+    pub fn find_certificate(
+        &self,
+        certificate: &Certificate,
+        user: &str,
+        context: Context<'_>,
+    ) -> Decision {
+        let authority =
+            |entry: &&Entry| entry.options.cert_authority && entry.key == *certificate.authority();
+        let evaluate = |entry: &Entry| {
+            let of_line = self.evaluate(&entry.options, context)?;
+            let names: Vec<&str> = match &entry.options.principals {
+                Some(principals) => principals.iter().map(String::as_str).collect(),
+                None => vec![user],
+            };
+            let Context { now_s, source, .. } = context;
+            let of_certificate =
+                certificate.check_user(UserCheck { names: &names, now_s, source })?;
+            Ok(of_line.and(of_certificate)?)
+        };
+        let lines = self.entries.iter().filter(authority);
+        self.decide(lines, evaluate, Refusal::AuthorityNotListed)
+    }
+
+    /// The first line that lets the key in decides.
+    fn decide<'a>(
+        &self,
+        lines: impl Iterator<Item = &'a Entry>,
+        evaluate: impl Fn(&Entry) -> Result<Restrictions, Held>,
+        none: Refusal,
+    ) -> Decision {
+        if self.too_large {
+            return Decision::Refused(Refusal::FileTooLarge);
+        }
+        let mut first = None;
+        for entry in lines {
+            let line = entry.line;
+            match evaluate(entry) {
+                Ok(restrictions) => return Decision::Granted { line, restrictions },
+                Err(why) => {
+                    first.get_or_insert(Refusal::Held { line, why });
+                }
+            }
+        }
+        Decision::Refused(first.unwrap_or(none))
+    }
+
+    fn evaluate(&self, options: &KeyOptions, context: Context<'_>) -> Result<Restrictions, Held> {
+        if options.principals.is_some() && !options.cert_authority {
+            return Err(Held::PrincipalsOfPlainKey);
+        }
+        let from_permits =
+            |from: &SourceList| context.source.is_some_and(|source| from.permits(source));
+        if !options.from.as_ref().is_none_or(from_permits) {
+            return Err(Held::Source);
+        }
+        let restrictions = options.restrictions(self.environment, context);
+        if restrictions.expired(context.now_s) { Err(Held::Expired) } else { Ok(restrictions) }
+    }
 }
 
 /// One well-formed line.
@@ -146,46 +254,6 @@ pub fn entries(file: &[u8]) -> impl Iterator<Item = Result<Entry, Diagnostic>> +
                 .map_err(|error| Diagnostic { line, message: error.to_string() }),
         )
     })
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Plain,
-    Authority,
-}
-
-fn look_up(file: &[u8], key: &PublicKeyBlob, role: Role, context: Context<'_>) -> Lookup {
-    let mut diagnostics = Diagnostics::default();
-    if file.len() > AUTHORIZED_KEYS_BYTES_MAX {
-        let decision = Decision::Refused(Refusal::FileTooLarge);
-        return Lookup { decision, diagnostics };
-    }
-    let mut refusal = Refusal::NotListed;
-    for entry in entries(file) {
-        let Entry { line, key: listed, options } = match entry {
-            Ok(entry) => entry,
-            Err(diagnostic) => {
-                diagnostics.push(diagnostic.line, diagnostic.message);
-                continue;
-            }
-        };
-        if listed != *key || options.cert_authority != (role == Role::Authority) {
-            continue;
-        }
-        match evaluate(&options, context) {
-            Ok(restrictions) => {
-                if !options.environment.is_empty() && !context.permit_user_environment {
-                    diagnostics.push(line, "environment= is not enabled and takes no effect");
-                }
-                let principals = options.principals;
-                let decision = Decision::Granted { line, restrictions, principals };
-                return Lookup { decision, diagnostics };
-            }
-            Err(why) if refusal == Refusal::NotListed => refusal = Refusal::Held { line, why },
-            Err(_) => {}
-        }
-    }
-    Lookup { decision: Decision::Refused(refusal), diagnostics }
 }
 
 /// Why a line grants nothing.
@@ -262,37 +330,30 @@ fn split_options(line: &[u8]) -> Result<(&[u8], &[u8]), LineError> {
     if quoted { Err(LineError::OpenQuote) } else { Ok((line, &[])) }
 }
 
-fn evaluate(options: &KeyOptions, context: Context<'_>) -> Result<Restrictions, Held> {
-    if options.principals.is_some() && !options.cert_authority {
-        return Err(Held::PrincipalsOfPlainKey);
+impl KeyOptions {
+    /// What they leave, whatever else holds for the line.
+    fn restrictions(&self, environment: UserEnvironment, context: Context<'_>) -> Restrictions {
+        let expires_at_s =
+            self.expiry_times.iter().map(|time| time.to_unix_s(context.local_time)).min();
+        Restrictions {
+            forced_command: self.command.clone().map(Into::into),
+            no_pty: self.no_pty,
+            no_port_forwarding: self.no_port_forwarding,
+            no_agent_forwarding: self.no_agent_forwarding,
+            no_x11_forwarding: self.no_x11_forwarding,
+            no_user_rc: self.no_user_rc,
+            environment: match environment {
+                UserEnvironment::Honoured => self.environment.clone(),
+                UserEnvironment::Ignored => Vec::new(),
+            },
+            permit_open: self.permit_open.clone(),
+            permit_listen: self.permit_listen.clone(),
+            touch_required: self.touch_required,
+            verify_required: self.verify_required,
+            expires_at_s,
+            login_shell_only: false,
+        }
     }
-    let from_permits =
-        |from: &SourceList| context.source.is_some_and(|source| from.permits(source));
-    if !options.from.as_ref().is_none_or(from_permits) {
-        return Err(Held::Source);
-    }
-    let expires_at_s =
-        options.expiry_times.iter().map(|time| time.to_unix_s(context.local_time)).min();
-    let restrictions = Restrictions {
-        forced_command: options.command.clone().map(Into::into),
-        no_pty: options.no_pty,
-        no_port_forwarding: options.no_port_forwarding,
-        no_agent_forwarding: options.no_agent_forwarding,
-        no_x11_forwarding: options.no_x11_forwarding,
-        no_user_rc: options.no_user_rc,
-        environment: if context.permit_user_environment {
-            options.environment.clone()
-        } else {
-            Vec::new()
-        },
-        permit_open: options.permit_open.clone(),
-        permit_listen: options.permit_listen.clone(),
-        touch_required: options.touch_required,
-        verify_required: options.verify_required,
-        expires_at_s,
-        login_shell_only: false,
-    };
-    if restrictions.expired(context.now_s) { Err(Held::Expired) } else { Ok(restrictions) }
 }
 
 #[cfg(test)]

@@ -199,6 +199,16 @@ impl PublicKeyBlob {
         format!("{} {}", self.algorithm, self.to_base64())
     }
 
+    /// The parts of a certificate behind those of its key; `None` for a plain key.
+    pub(crate) fn behind_key(&self) -> Option<Parts<'_>> {
+        let plain = plain_algorithm(&self.algorithm)?;
+        let mut parts = Parts(&self.bytes);
+        parts.string().ok()?;
+        parts.string().ok()?;
+        check_key_parts(plain, &mut parts).ok()?;
+        Some(parts)
+    }
+
     fn certified(&self) -> Option<Self> {
         let plain = plain_algorithm(&self.algorithm)?;
         let mut parts = Parts(&self.bytes);
@@ -269,16 +279,44 @@ fn check_point(curve: &str, field_bytes: usize, parts: &mut Parts<'_>) -> Result
     Ok(named == curve.as_bytes() && point.len() == 1 + 2 * field_bytes && point.first() == Some(&4))
 }
 
-/// What is left of a sequence of SSH strings (RFC 4251, section 5).
-struct Parts<'a>(&'a [u8]);
+/// What is left of a sequence of SSH's values (RFC 4251, section 5). Every length is held against
+/// the bytes that are there before anything is taken.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Parts<'a> {
-    fn string(&mut self) -> Result<&'a [u8], KeyError> {
-        let (length, rest) = self.0.split_first_chunk::<4>().ok_or(KeyError::Length)?;
-        let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| KeyError::Length)?;
-        let (string, rest) = rest.split_at_checked(length).ok_or(KeyError::Length)?;
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn chunk<const N: usize>(&mut self) -> Result<[u8; N], KeyError> {
+        let (chunk, rest) = self.0.split_first_chunk::<N>().ok_or(KeyError::Length)?;
+        self.0 = rest;
+        Ok(*chunk)
+    }
+
+    pub(crate) fn u8(&mut self) -> Result<u8, KeyError> {
+        Ok(u8::from_be_bytes(self.chunk()?))
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32, KeyError> {
+        Ok(u32::from_be_bytes(self.chunk()?))
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64, KeyError> {
+        Ok(u64::from_be_bytes(self.chunk()?))
+    }
+
+    pub(crate) fn string(&mut self) -> Result<&'a [u8], KeyError> {
+        let length = usize::try_from(self.u32()?).map_err(|_| KeyError::Length)?;
+        let (string, rest) = self.0.split_at_checked(length).ok_or(KeyError::Length)?;
         self.0 = rest;
         Ok(string)
+    }
+
+    /// The next string's own parts.
+    pub(crate) fn nested(&mut self) -> Result<Self, KeyError> {
+        self.string().map(Parts)
     }
 
     /// Whether the next string is a number over 0, in its one shortest form.

@@ -8,6 +8,8 @@
 //! | --- | --- |
 //! | [`authorized_keys`] | may this key log in, and under which restrictions |
 //! | [`doorkeeper`] | may this address connect now, or must it wait |
+//! | [`certificate`] | is this certificate good for that user, or that host |
+//! | [`revocation`] | is this key revoked |
 //! | [`policy`] | may this grant do that |
 //! | [`known_hosts`] | is this the host that the user knows |
 //! | [`ssh_config`] | what the user's `~/.ssh/config` says about a host |
@@ -17,6 +19,7 @@
 //! | [`hints`] | what to suggest when a program was not found |
 
 pub mod authorized_keys;
+pub mod certificate;
 pub mod diagnostic;
 pub mod doorkeeper;
 pub mod escape;
@@ -27,6 +30,7 @@ pub mod known_hosts;
 pub mod limits;
 mod pattern;
 pub mod policy;
+pub mod revocation;
 pub mod ssh_config;
 pub mod target;
 mod text;

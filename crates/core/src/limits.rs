@@ -6,6 +6,19 @@ use std::time::Duration;
 /// takes 2 KiB, a certificate with many principals a few more.
 pub const KEY_BYTES_MAX: usize = 16 * 1024;
 
+/// Largest certificate, in bytes: with its base64 in the signed part of AUTH and again in the
+/// signature's envelope it still fits a frame before authentication.
+pub const CERTIFICATE_BYTES_MAX: usize = 12 * 1024;
+
+/// Most principals in a certificate (as in OpenSSH).
+pub const CERTIFICATE_PRINCIPALS_MAX: usize = 256;
+
+/// Largest file of revoked keys, in bytes. A larger one revokes every key.
+pub const REVOKED_KEYS_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Largest file of trusted authorities, in bytes. A larger one is not trusted.
+pub const TRUSTED_KEYS_BYTES_MAX: usize = 1024 * 1024;
+
 /// Longest name of a key algorithm, in bytes (RFC 4251, section 6).
 pub const ALGORITHM_BYTES_MAX: usize = 64;
 

@@ -143,7 +143,47 @@ impl Restrictions {
     pub fn expired(&self, now_s: i64) -> bool {
         self.expires_at_s.is_some_and(|last_s| now_s > last_s)
     }
+
+    /// What may be done under these and others at once, as where a line of `authorized_keys` trusts
+    /// the authority of a certificate that has restrictions of its own. What is named one by one
+    /// (variables, what may be forwarded) is that of `self`, or of `other` where `self` names none.
+    ///
+    /// # Errors
+    /// Two forced commands that differ: neither can be left out (as in sshd).
+    pub fn and(self, other: Self) -> Result<Self, ForcedCommandsDiffer> {
+        fn first<T>(one: Vec<T>, other: Vec<T>) -> Vec<T> {
+            if one.is_empty() { other } else { one }
+        }
+        if let (Some(one), Some(other)) = (&self.forced_command, &other.forced_command)
+            && one != other
+        {
+            return Err(ForcedCommandsDiffer);
+        }
+        Ok(Self {
+            forced_command: self.forced_command.or(other.forced_command),
+            no_pty: self.no_pty || other.no_pty,
+            no_port_forwarding: self.no_port_forwarding || other.no_port_forwarding,
+            no_agent_forwarding: self.no_agent_forwarding || other.no_agent_forwarding,
+            no_x11_forwarding: self.no_x11_forwarding || other.no_x11_forwarding,
+            no_user_rc: self.no_user_rc || other.no_user_rc,
+            environment: first(self.environment, other.environment),
+            permit_open: first(self.permit_open, other.permit_open),
+            permit_listen: first(self.permit_listen, other.permit_listen),
+            touch_required: self.touch_required || other.touch_required,
+            verify_required: self.verify_required || other.verify_required,
+            expires_at_s: match (self.expires_at_s, other.expires_at_s) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            },
+            login_shell_only: self.login_shell_only || other.login_shell_only,
+        })
+    }
 }
+
+/// Two sources of restrictions force different commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the certificate and the line that trusts its authority force different commands")]
+pub struct ForcedCommandsDiffer;
 
 /// What authentication yields: who the peer is and what it may not do. Its JSON is the payload of
 /// the one GRANT frame from the process that authenticated to the supervisor.

@@ -52,6 +52,21 @@ impl SourceList {
         Ok(Self { items })
     }
 
+    /// Reads a list of addresses and networks only, without negation: the `source-address` of a
+    /// certificate (OpenSSH's PROTOCOL.certkeys).
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn parse_networks(text: &[u8]) -> Result<Self, SourceError> {
+        let list = Self::parse(text)?;
+        for (item, text) in list.items.iter().zip(text.split(|&byte| byte == b',')) {
+            if item.negated || matches!(item.matcher, Matcher::Pattern(_)) {
+                return Err(SourceError::Network(escape_bounded(text, 60)));
+            }
+        }
+        Ok(list)
+    }
+
     /// Whether the key may be used from this address.
     #[must_use]
     pub fn permits(&self, source: IpAddr) -> bool {
@@ -168,6 +183,17 @@ mod tests {
         // The same address, however it is written.
         assert!(permits("2001:0db8:0:0::0001", "2001:db8::1"));
         assert!(permits("::1/128", "::1"));
+    }
+
+    #[test]
+    fn fault_77_networks_only_are_addresses_and_networks() {
+        let list = SourceList::parse_networks(b"10.0.0.0/8,2001:db8::1").unwrap();
+        assert!(list.permits([10, 1, 2, 3].into()) && !list.permits([11, 0, 0, 1].into()));
+        for text in
+            ["", "*", "10.*", "host", "!10.0.0.0/8", "10.0.0.0/8,!10.1.0.0/16", "10.0.0.1/8"]
+        {
+            assert!(SourceList::parse_networks(text.as_bytes()).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::certificate::rig::{Draft, string};
 use crate::limits::DIAGNOSTICS_MAX;
 
 const NOW_S: i64 = 1_795_341_600; // 2026-11-22 10:00:00 UTC
@@ -19,12 +20,19 @@ fn key(fields: &str) -> PublicKeyBlob {
 }
 
 fn context() -> Context<'static> {
-    Context {
-        now_s: NOW_S,
-        source: Some([192, 0, 2, 7].into()),
-        permit_user_environment: false,
-        local_time: None,
-    }
+    Context { now_s: NOW_S, source: Some([192, 0, 2, 7].into()), local_time: None }
+}
+
+/// An answer, with the remarks on the file.
+#[derive(Debug)]
+struct Lookup {
+    decision: Decision,
+    diagnostics: Diagnostics,
+}
+
+fn find(file: &[u8], key: &PublicKeyBlob, context: Context<'_>) -> Lookup {
+    let parsed = AuthorizedKeys::parse(file, UserEnvironment::Ignored);
+    Lookup { decision: parsed.find(key, context), diagnostics: parsed.diagnostics().clone() }
 }
 
 fn look(file: &str) -> Lookup {
@@ -34,7 +42,7 @@ fn look(file: &str) -> Lookup {
 /// The restrictions of a line that must let the key in.
 fn granted(options: &str) -> Restrictions {
     match look(&format!("{options} {ALICE}")).decision {
-        Decision::Granted { line: 1, restrictions, principals: None } => restrictions,
+        Decision::Granted { line: 1, restrictions } => restrictions,
         other => panic!("{options}: {other:?}"),
     }
 }
@@ -193,16 +201,16 @@ fn fault_84_environment_is_off_unless_enabled() {
     assert_eq!(restrictions.environment, []);
     assert_eq!(lookup.diagnostics.kept().len(), 1);
 
-    let enabled = Context { permit_user_environment: true, ..context() };
-    let lookup = find(file.as_bytes(), &key(ALICE), enabled);
-    let Decision::Granted { restrictions, .. } = lookup.decision else { panic!("{file}") };
+    let enabled = AuthorizedKeys::parse(file.as_bytes(), UserEnvironment::Honoured);
+    let decision = enabled.find(&key(ALICE), context());
+    let Decision::Granted { restrictions, .. } = decision else { panic!("{file}") };
     let pairs: Vec<_> = restrictions
         .environment
         .iter()
         .map(|variable| (variable.name.as_str(), variable.value.as_bytes()))
         .collect();
     assert_eq!(pairs, [("A", &b"1"[..]), ("B", b"x=\"y\"")]);
-    assert!(lookup.diagnostics.is_empty());
+    assert!(enabled.diagnostics().is_empty());
 }
 
 #[test]
@@ -217,17 +225,99 @@ fn fault_84_forwarding_limits_are_kept() {
 
 #[test]
 fn fault_84_an_authority_is_no_key_and_a_key_no_authority() {
-    let file = format!("cert-authority,principals=\"alice,root\",no-pty {ALICE}\n{BOB}\n");
+    let file = format!("cert-authority,no-pty {ALICE}\n{BOB}\n");
     assert_eq!(refusal(&file), Refusal::NotListed);
-    let lookup = find_authority(file.as_bytes(), &key(ALICE), context());
-    let Decision::Granted { line: 1, restrictions, principals } = lookup.decision else { panic!() };
-    assert!(restrictions.no_pty);
-    assert_eq!(principals, Some(vec!["alice".to_owned(), "root".to_owned()]));
-    let lookup = find_authority(file.as_bytes(), &key(BOB), context());
-    assert_eq!(lookup.decision, Decision::Refused(Refusal::NotListed));
+    assert!(certificate_of(ALICE, &file, |_| {}).is_ok());
+    assert_eq!(certificate_of(BOB, &file, |_| {}), Err(Refusal::AuthorityNotListed));
     // As sshd: principals on a plain key let nobody in.
     let held = Refusal::Held { line: 1, why: Held::PrincipalsOfPlainKey };
     assert_eq!(refusal(&format!("principals=\"alice\" {ALICE}")), held);
+    // The key of a certificate is no way in for the certificate, nor the other way round.
+    let plain = certificate_of(ALICE, BOB, |draft| draft.key = 3);
+    assert_eq!(plain, Err(Refusal::AuthorityNotListed));
+}
+
+/// What a certificate of alice's by this authority gets from the file.
+fn certificate_of(
+    authority: &str,
+    file: &str,
+    change: impl FnOnce(&mut Draft),
+) -> Result<Restrictions, Refusal> {
+    let mut draft =
+        Draft { authority: key(authority).into_bytes(), valid: (0, u64::MAX), ..Draft::default() };
+    change(&mut draft);
+    let parsed = AuthorizedKeys::parse(file.as_bytes(), UserEnvironment::Ignored);
+    match parsed.find_certificate(&draft.certificate(), "alice", context()) {
+        Decision::Granted { restrictions, .. } => Ok(restrictions),
+        Decision::Refused(refusal) => Err(refusal),
+    }
+}
+
+#[test]
+fn fault_77_a_certificate_needs_the_user_or_one_of_the_lines_principals() {
+    let by_user = format!("cert-authority {ALICE}");
+    assert!(certificate_of(ALICE, &by_user, |_| {}).is_ok());
+    let names = |names: &'static [&'static str]| {
+        move |draft: &mut Draft| {
+            draft.principals = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+        }
+    };
+    let wrong = certificate_of(ALICE, &by_user, names(&["bob"]));
+    assert!(matches!(
+        wrong,
+        Err(Refusal::Held { line: 1, why: Held::Certificate(CertificateRefusal::Principal(_)) })
+    ));
+    let listed = format!("cert-authority,principals=\"ops,dev\" {ALICE}");
+    assert!(certificate_of(ALICE, &listed, names(&["dev"])).is_ok());
+    // Then the user's own name is no principal any more.
+    assert!(certificate_of(ALICE, &listed, |_| {}).is_err());
+    // A comma in a certificate's principal is no list.
+    assert!(certificate_of(ALICE, &listed, names(&["ops,dev"])).is_err());
+    for file in [&by_user, &listed] {
+        let why = Held::Certificate(CertificateRefusal::NoPrincipals);
+        let nobody = certificate_of(ALICE, file, names(&[]));
+        assert_eq!(nobody, Err(Refusal::Held { line: 1, why }));
+    }
+    // Nobody is in an empty list.
+    let empty = format!("cert-authority,principals=\"\" {ALICE}");
+    assert!(certificate_of(ALICE, &empty, |_| {}).is_err());
+    // A later line may let in what an earlier one does not.
+    assert!(certificate_of(ALICE, &format!("{empty}\n{by_user}"), |_| {}).is_ok());
+}
+
+#[test]
+fn fault_77_the_line_and_the_certificate_restrict_together() {
+    let with = |options: &str, change: fn(&mut Draft)| {
+        certificate_of(ALICE, &format!("cert-authority{options} {ALICE}"), change)
+    };
+    // The draft permits a terminal and nothing else.
+    let restrictions = with("", |_| {}).unwrap();
+    assert!(!restrictions.no_pty && restrictions.no_port_forwarding);
+    assert!(with(",no-pty", |_| {}).unwrap().no_pty);
+    let forced = |draft: &mut Draft| {
+        draft.critical.push(("force-command", string(b"date")));
+    };
+    assert_eq!(with("", forced).unwrap().forced_command, Some("date".into()));
+    assert_eq!(with(",command=\"date\"", forced).unwrap().forced_command, Some("date".into()));
+    assert_eq!(with(",command=\"id\"", |_| {}).unwrap().forced_command, Some("id".into()));
+    let why = Held::ForcedCommands(ForcedCommandsDiffer);
+    assert_eq!(with(",command=\"id\"", forced), Err(Refusal::Held { line: 1, why }));
+    // A touch is dispensed with by both or not at all.
+    let no_touch = |draft: &mut Draft| draft.extensions.push(("no-touch-required", Vec::new()));
+    assert!(with("", no_touch).unwrap().touch_required);
+    assert!(with(",no-touch-required", |_| {}).unwrap().touch_required);
+    assert!(!with(",no-touch-required", no_touch).unwrap().touch_required);
+    let verify = |draft: &mut Draft| draft.critical.push(("verify-required", Vec::new()));
+    assert!(with("", verify).unwrap().verify_required);
+    assert!(with(",verify-required", |_| {}).unwrap().verify_required);
+    // The earlier end counts, and from= of the line holds as well.
+    let until = |draft: &mut Draft| draft.valid.1 = 1_861_920_000;
+    let expires = |options: &str| with(options, until).unwrap().expires_at_s;
+    assert_eq!(expires(""), Some(1_861_919_999));
+    assert_eq!(expires(",expiry-time=\"20280101Z\""), Some(1_830_297_600));
+    assert_eq!(expires(",expiry-time=\"20300101Z\""), Some(1_861_919_999));
+    let why = Held::Source;
+    assert_eq!(with(",from=\"10.0.0.1\"", |_| {}), Err(Refusal::Held { line: 1, why }));
 }
 
 /// Lines with the key on them that must nevertheless grant nothing.
