@@ -190,6 +190,16 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE", default_value = "%h/.ssh/authorized_keys")]
     pub(crate) authorized_keys: Vec<String>,
 
+    /// Take certificates of the authorities whose public keys are in FILE, for the users that they
+    /// name (as sshd's TrustedUserCAKeys)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trusted_user_ca_keys: Option<PathBuf>,
+
+    /// Refuse the keys and certificates that FILE lists: a KRL of ssh-keygen, or a public key a line;
+    /// while it can't be read, refuse all (as sshd's RevokedKeys)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) revoked_keys: Option<PathBuf>,
+
     /// Put no penalties for failed logins on these addresses: addresses, networks (10.0.0.0/8) and
     /// patterns (10.1.*), several by comma, those with ! excepted
     #[arg(long, value_name = "LIST", value_parser = source_list)]

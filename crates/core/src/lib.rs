@@ -9,6 +9,7 @@
 //! | [`authorized_keys`] | may this key log in, and under which restrictions |
 //! | [`doorkeeper`] | may this address connect now, or must it wait |
 //! | [`certificate`] | is this certificate good for that user, or that host |
+//! | [`trusted_keys`] | is this authority trusted for everybody |
 //! | [`revocation`] | is this key revoked |
 //! | [`policy`] | may this grant do that |
 //! | [`known_hosts`] | is this the host that the user knows |
@@ -34,3 +35,4 @@ pub mod revocation;
 pub mod ssh_config;
 pub mod target;
 mod text;
+pub mod trusted_keys;

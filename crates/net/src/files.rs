@@ -119,33 +119,62 @@ pub fn read_checked(
     let real = path.canonicalize().map_err(|source| failed("open", path, source))?;
     let real_home = home.and_then(|home| home.canonicalize().ok());
     let inside_home = real_home.filter(|home| real.starts_with(home) && real != *home);
-    let must_be_sound =
-        |directory: &Path| inside_home.as_ref().is_none_or(|home| directory.starts_with(home));
+    read_below(&real, uid, bytes_max, |directory, stat| {
+        if inside_home.as_ref().is_none_or(|home| directory.starts_with(home)) {
+            check_unwritable(directory, stat, uid)?;
+        }
+        Ok(())
+    })
+}
 
+/// Reads a file that an administrator named and that decides on access. As [`read_checked`] without
+/// a home, but that a directory above the file may be writable by all if it is sticky, as `/tmp`:
+/// nobody but their owner can then exchange what is in it.
+///
+/// # Errors
+/// A [`FileError`] naming the offending file or directory.
+pub fn read_trusted(path: &Path, uid: u32, bytes_max: u64) -> Result<Vec<u8>, FileError> {
+    let real = path.canonicalize().map_err(|source| failed("open", path, source))?;
+    read_below(&real, uid, bytes_max, |directory, stat| {
+        match check_unwritable(directory, stat, uid) {
+            Err(FileError::WritableByOthers { mode, .. }) if mode & STICKY != 0 => Ok(()),
+            checked => checked,
+        }
+    })
+}
+
+/// The bit that lets only its owner remove a file from a directory (inode(7)).
+const STICKY: u32 = 0o1000;
+
+/// Reads a file by a path that holds no link, which must not be writable by others, nor any
+/// directory above it be one that `check` refuses. Every component is opened in turn without
+/// following links.
+fn read_below(
+    real: &Path,
+    uid: u32,
+    bytes_max: u64,
+    check: impl Fn(&Path, &Stat) -> Result<(), FileError>,
+) -> Result<Vec<u8>, FileError> {
     let mut at = PathBuf::from("/");
     let mut fd = rustix::fs::open("/", WALK, Mode::empty())
         .map_err(|source| failed("open", &at, source.into()))?;
     let names: Vec<&OsStr> = real.components().filter_map(normal_name).collect();
     let Some((file_name, directories)) = names.split_last() else {
-        return Err(FileError::NotRegular { path: real });
+        return Err(FileError::NotRegular { path: real.to_owned() });
     };
-    if must_be_sound(&at) {
-        check_unwritable(&at, &status(&fd, &at)?, uid)?;
-    }
+    check(&at, &status(&fd, &at)?)?;
     for name in directories {
         at.push(name);
         fd = rustix::fs::openat(&fd, *name, WALK, Mode::empty())
             .map_err(|source| failed("open", &at, source.into()))?;
-        if must_be_sound(&at) {
-            check_unwritable(&at, &status(&fd, &at)?, uid)?;
-        }
+        check(&at, &status(&fd, &at)?)?;
     }
     let file = rustix::fs::openat(&fd, *file_name, READ | OFlags::NOFOLLOW, Mode::empty())
-        .map_err(|source| failed("open", &real, source.into()))?;
-    let stat = regular(&file, &real)?;
-    check_unwritable(&real, &stat, uid)?;
+        .map_err(|source| failed("open", real, source.into()))?;
+    let stat = regular(&file, real)?;
+    check_unwritable(real, &stat, uid)?;
     let mut contents = Vec::new();
-    read_capped(file, &real, bytes_max, &mut contents)?;
+    read_capped(file, real, bytes_max, &mut contents)?;
     Ok(contents)
 }
 

@@ -8,6 +8,7 @@
 
 pub mod accept;
 pub mod agent;
+pub mod certificate;
 pub mod clock;
 mod der;
 pub mod driver;

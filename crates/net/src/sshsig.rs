@@ -5,9 +5,10 @@
 //! an agent that is asked for an SSH login or a signed commit never signs these bytes. Verifying
 //! is strict: of one message and one key there is one envelope that is accepted, byte for byte.
 
+use afar_core::key::PublicKeyBlob;
 use aws_lc_rs::digest;
 
-use crate::public_key::{self, KeyKind, PublicKey, PublicKeyError};
+use crate::public_key::{KeyKind, PublicKey, PublicKeyError};
 use crate::signature::{self, FidoAssertion, SignatureError};
 use crate::ssh_wire::{self, Malformed, SshReader};
 
@@ -60,20 +61,21 @@ impl From<Malformed> for VerifyError {
 /// [`verify`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedKey {
-    blob: Vec<u8>,
+    blob: PublicKeyBlob,
     kind: KeyKind,
     algorithm: &'static str,
     fido: Option<FidoAssertion>,
 }
 
 impl VerifiedKey {
-    /// The SSH wire blob of the key.
+    /// The key, or the certificate, of whose key possession was proved. Who signed the certificate
+    /// was not asked.
     #[must_use]
-    pub fn blob(&self) -> &[u8] {
+    pub fn blob(&self) -> &PublicKeyBlob {
         &self.blob
     }
 
-    /// The type of the key.
+    /// The type of the key, also of a certificate's.
     #[must_use]
     pub fn kind(&self) -> KeyKind {
         self.kind
@@ -91,10 +93,10 @@ impl VerifiedKey {
         self.fido
     }
 
-    /// The key's fingerprint; see [`public_key::fingerprint`].
+    /// The key's fingerprint; see [`PublicKeyBlob::fingerprint`].
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        public_key::fingerprint(&self.blob)
+        self.blob.fingerprint()
     }
 }
 
@@ -126,8 +128,8 @@ pub fn assemble(public_blob: &[u8], raw_signature: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Verifies that the holder of `public_blob` signed exactly `message`, in an envelope that is
-/// exactly what [`assemble`] makes. Takes some tens of microseconds of CPU.
+/// Verifies that the holder of `public_blob`, or of its key if it is a certificate, signed exactly
+/// `message`, in an envelope that is exactly what [`assemble`] makes. Takes some tens of microseconds of CPU.
 ///
 /// # Errors
 /// A [`VerifyError`] for the log; the peer is told nothing but that it was refused.
@@ -140,14 +142,11 @@ pub fn verify(
     if envelope.public_blob != public_blob {
         return Err(VerifyError::OtherKey);
     }
-    let key = PublicKey::from_blob(public_blob)?;
+    let blob =
+        PublicKeyBlob::from_wire(public_blob.to_vec()).map_err(|_| PublicKeyError::Malformed)?;
+    let key = PublicKey::from_blob(blob.plain().as_bytes())?;
     let valid = signature::verify(&key, envelope.signature, &signed_data(message))?;
-    Ok(VerifiedKey {
-        blob: public_blob.to_vec(),
-        kind: key.kind(),
-        algorithm: valid.algorithm,
-        fido: valid.fido,
-    })
+    Ok(VerifiedKey { blob, kind: key.kind(), algorithm: valid.algorithm, fido: valid.fido })
 }
 
 /// The parts of an envelope that vary.

@@ -37,7 +37,7 @@ impl Gatekeeper for Keys {
     }
 
     async fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<String>> {
-        let blob = login.key.blob();
+        let blob = login.key.blob().as_bytes();
         let known = self.accepted.iter().any(|accepted| accepted == blob)
             || self.delegates.lock().unwrap().contains_key(blob);
         let delegate_lifetime_s = login.delegate.map(|(key, seconds)| {

@@ -30,6 +30,8 @@ pub(crate) fn cmd_serve(args: ServeArgs) -> Exit {
         ready_file: args.ready_file,
         host_keys: args.host_key,
         authorized_keys: args.authorized_keys,
+        trusted_user_ca_keys: args.trusted_user_ca_keys,
+        revoked_keys: args.revoked_keys,
         penalty_exempt: args.penalty_exempt,
         executable,
         log: Log::new(match verbosity {

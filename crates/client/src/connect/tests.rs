@@ -55,7 +55,7 @@ impl Gatekeeper for Door {
 
     async fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<()>> {
         self.attempts.lock().unwrap().push(login.key.fingerprint());
-        let key = login.key.blob();
+        let key = login.key.blob().as_bytes();
         let known = |keys: &Mutex<Vec<Vec<u8>>>| keys.lock().unwrap().iter().any(|k| k == key);
         if !known(&self.allowed) && !known(&self.delegated) {
             return None;

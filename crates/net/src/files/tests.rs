@@ -74,6 +74,24 @@ fn what_is_above_the_home_does_not_matter_but_outside_of_one_all_does() {
 }
 
 #[test]
+fn fault_83_a_file_of_the_servers_may_lie_where_nobody_else_can_exchange_it() {
+    let (temp, _, file) = home_with_keys();
+    assert_eq!(read_trusted(&file, me(), 6).unwrap(), b"a key\n");
+    chmod(temp.path(), 0o1777);
+    assert!(read_trusted(&file, me(), 6).is_ok());
+    chmod(temp.path(), 0o777);
+    let refused = read_trusted(&file, me(), 6);
+    assert!(matches!(refused, Err(FileError::WritableByOthers { .. })));
+    chmod(temp.path(), 0o1777);
+    chmod(&file, 0o1666);
+    let refused = read_trusted(&file, me(), 6);
+    assert!(matches!(refused, Err(FileError::WritableByOthers { mode: 0o1666, .. })));
+    chmod(&file, 0o600);
+    assert!(matches!(read_trusted(&file, me(), 5), Err(FileError::TooLarge { .. })));
+    assert!(read_trusted(temp.path(), me(), 5).is_err());
+}
+
+#[test]
 fn a_file_of_another_user_is_refused() {
     let (_temp, home, file) = home_with_keys();
     // Seen with the eyes of a uid that owns none of it (root's files are believed by everybody).

@@ -1,23 +1,20 @@
-//! Who may come in: authorized_keys, and the ephemeral keys that accepted keys vouched for.
+//! Who may come in: users, their keys, and the ephemeral keys that accepted keys vouched for.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use afar_core::authorized_keys::{self, Context, Decision, Lookup};
 use afar_core::diagnostic::Diagnostics;
 use afar_core::key::PublicKeyBlob;
-use afar_core::limits::AUTHORIZED_KEYS_BYTES_MAX;
 use afar_core::policy::{Grant, GrantKind, Restrictions};
 use afar_net::accept::{Admitted, Gatekeeper, ProvedLogin};
-use afar_net::files::read_checked;
-use afar_net::signature::FidoAssertion;
 use afar_sys::users::User;
 
+use super::trust::{AcceptedKeys, Refusal, ServerFiles, check_token, describe};
 use crate::log::Log;
 
 /// For how long an ephemeral key may stand in for the key that vouched for it.
@@ -34,7 +31,10 @@ const READ_TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) struct Gate {
     user: User,
     authorized_keys: Vec<String>,
+    server_files: Arc<ServerFiles>,
     delegations: Mutex<BTreeMap<Vec<u8>, Delegation>>,
+    /// What was last remarked on a file, if anything.
+    remarks: Mutex<BTreeMap<PathBuf, Diagnostics>>,
     log: Log,
 }
 
@@ -46,28 +46,38 @@ struct Delegation {
     until: Instant,
 }
 
-/// Why a key is not let in: for the log only.
-type Refusal = String;
-
 impl Gate {
-    pub(super) fn new(user: User, authorized_keys: Vec<String>, log: Log) -> Self {
-        Self { user, authorized_keys, delegations: Mutex::default(), log }
+    pub(super) fn new(
+        user: User,
+        authorized_keys: Vec<String>,
+        server_files: ServerFiles,
+        log: Log,
+    ) -> Self {
+        Self {
+            user,
+            authorized_keys,
+            server_files: Arc::new(server_files),
+            delegations: Mutex::default(),
+            remarks: Mutex::default(),
+            log,
+        }
     }
 
-    /// Reads the user's files of keys, each once, whatever they are then asked; on a thread of its
-    /// own, because a home may be on a server that does not answer.
-    async fn read_files(&self, user: &str) -> Result<Vec<KeyFile>, Refusal> {
+    /// Reads what decides about the user's keys, each file once, whatever it is then asked; on a
+    /// thread of its own, because a home may be on a server that does not answer.
+    async fn read_files(&self, user: &str) -> Result<AcceptedKeys, Refusal> {
         if OsStr::new(user) != self.user.name {
             return Err("this server serves only the user who runs it".to_owned());
         }
         let paths: Vec<PathBuf> =
             self.authorized_keys.iter().map(|pattern| expand(pattern, &self.user)).collect();
-        let user = self.user.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            paths.into_iter().map(|path| KeyFile::read(path, &user)).collect()
-        });
+        let (user, server_files) = (self.user.clone(), Arc::clone(&self.server_files));
+        let read = tokio::task::spawn_blocking(move || server_files.accepted_keys(&user, paths));
         match tokio::time::timeout(READ_TIMEOUT, read).await {
-            Ok(Ok(files)) => Ok(files),
+            Ok(Ok(accepted)) => {
+                self.log_remarks(&accepted);
+                Ok(accepted)
+            }
             Ok(Err(error)) => Err(format!("the files of keys could not be read: {error}")),
             Err(_) => Err("reading the files of keys took too long".to_owned()),
         }
@@ -82,26 +92,37 @@ impl Gate {
         key: &PublicKeyBlob,
         source: IpAddr,
     ) -> Result<(GrantKind, PublicKeyBlob, Restrictions), Refusal> {
-        let files = self.read_files(user).await?;
-        let remark = |path: &Path, remarks: &Diagnostics| self.log_diagnostics(path, remarks);
-        let refusal = match look_up(&files, key, source, remark) {
+        let accepted = self.read_files(user).await?;
+        let refusal = match accepted.judge(key, source) {
             Ok(restrictions) => return Ok((GrantKind::Key, key.clone(), restrictions)),
             Err(refusal) => refusal,
         };
         let delegator = self.delegator(key.as_bytes()).ok_or(refusal)?;
-        let restrictions = look_up(&files, &delegator, source, |_, _| {})
-            .map_err(|refusal| format!("{} vouched for it: {refusal}", delegator.fingerprint()))?;
+        let restrictions = accepted
+            .judge(&delegator, source)
+            .map_err(|refusal| format!("{} vouched for it: {refusal}", describe(&delegator)))?;
         Ok((GrantKind::Delegated, delegator, restrictions))
     }
 
-    /// Remarks on the lines of a file, once for each attempt to log in.
-    fn log_diagnostics(&self, path: &Path, diagnostics: &Diagnostics) {
-        for diagnostic in diagnostics.kept() {
-            self.log.info(&format!("{}: {diagnostic}", path.display()));
-        }
-        if diagnostics.left_out() > 0 {
-            let left_out = diagnostics.left_out();
-            self.log.info(&format!("{}: {left_out} more bad lines", path.display()));
+    /// Says what there is to remark on the files, once for each change of what that is.
+    fn log_remarks(&self, accepted: &AcceptedKeys) {
+        let mut last = self.remarks.lock().unwrap_or_else(PoisonError::into_inner);
+        for (path, diagnostics) in accepted.remarks() {
+            if diagnostics.is_empty() {
+                last.remove(path);
+                continue;
+            }
+            if last.get(path) == Some(diagnostics) {
+                continue;
+            }
+            last.insert(path.to_owned(), diagnostics.clone());
+            for diagnostic in diagnostics.kept() {
+                self.log.info(&format!("{}: {diagnostic}", path.display()));
+            }
+            if diagnostics.left_out() > 0 {
+                let left_out = diagnostics.left_out();
+                self.log.info(&format!("{}: {left_out} more bad lines", path.display()));
+            }
         }
     }
 
@@ -144,18 +165,18 @@ impl Gatekeeper for Gate {
     type Grant = Grant;
 
     async fn first_accepted(&self, user: &str, keys: &[&[u8]], source: IpAddr) -> Option<usize> {
-        let files = self.read_files(user).await.ok()?;
+        let accepted = self.read_files(user).await.ok()?;
         keys.iter().position(|key| {
             let Ok(key) = PublicKeyBlob::from_wire(key.to_vec()) else { return false };
-            let accepted = |key: &PublicKeyBlob| look_up(&files, key, source, |_, _| {}).is_ok();
-            accepted(&key) || self.delegator(key.as_bytes()).is_some_and(|key| accepted(&key))
+            let accepts = |key: &PublicKeyBlob| accepted.judge(key, source).is_ok();
+            accepts(&key) || self.delegator(key.as_bytes()).is_some_and(|key| accepts(&key))
         })
     }
 
     async fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<Grant>> {
         let source = login.source.ip();
-        let key = PublicKeyBlob::from_wire(login.key.blob().to_vec()).ok()?;
-        let found = self.find_grant(login.user, &key, source).await.and_then(|found| {
+        let proved = login.key.blob();
+        let found = self.find_grant(login.user, proved, source).await.and_then(|found| {
             check_token(login.key.fido(), &found.2)?;
             Ok(found)
         });
@@ -176,79 +197,15 @@ impl Gatekeeper for Gate {
                     source_address: Some(source),
                     restrictions,
                 };
-                self.log.debug(&format!("{source}: let in with {}", key.fingerprint()));
+                self.log.debug(&format!("{source}: let in with {}", describe(&key)));
                 Some(Admitted { grant, delegate_lifetime_s })
             }
             Err(reason) => {
-                self.log.info(&format!("{source}: {} refused: {reason}", key.fingerprint()));
+                self.log.info(&format!("{source}: {} refused: {reason}", describe(proved)));
                 None
             }
         }
     }
-}
-
-/// Whether what a FIDO token says of its user is what the key's line demands (sshd(8),
-/// `no-touch-required` and `verify-required`); another key says nothing and none is demanded.
-fn check_token(
-    assertion: Option<FidoAssertion>,
-    restrictions: &Restrictions,
-) -> Result<(), Refusal> {
-    let Some(assertion) = assertion else { return Ok(()) };
-    if restrictions.touch_required && !assertion.user_present {
-        return Err("its token was not touched, and the key has no no-touch-required".to_owned());
-    }
-    if restrictions.verify_required && !assertion.user_verified {
-        return Err("its token did not verify its user (verify-required)".to_owned());
-    }
-    Ok(())
-}
-
-/// A file of keys as it was read, or why it is not believed.
-struct KeyFile {
-    path: PathBuf,
-    contents: Result<Vec<u8>, Refusal>,
-}
-
-impl KeyFile {
-    /// Blocks on the file system.
-    fn read(path: PathBuf, user: &User) -> Self {
-        // One byte over the limit, so that the reader says that the file is too large.
-        let bytes_max = AUTHORIZED_KEYS_BYTES_MAX as u64 + 1;
-        let contents = read_checked(&path, Some(&user.home), user.uid, bytes_max);
-        Self { path, contents: contents.map_err(|error| error.to_string()) }
-    }
-}
-
-/// What the key's line allows from this address, or why nothing. Remarks on a file go to `remark`.
-fn look_up(
-    files: &[KeyFile],
-    key: &PublicKeyBlob,
-    source: IpAddr,
-    mut remark: impl FnMut(&Path, &Diagnostics),
-) -> Result<Restrictions, Refusal> {
-    let context = Context {
-        now_s: jiff::Timestamp::now().as_second(),
-        source: Some(source),
-        permit_user_environment: false,
-        local_time: None,
-    };
-    let mut reasons = Vec::new();
-    for KeyFile { path, contents } in files {
-        let contents = match contents {
-            Ok(contents) => contents,
-            Err(reason) => {
-                reasons.push(reason.clone());
-                continue;
-            }
-        };
-        let Lookup { decision, diagnostics } = authorized_keys::find(contents, key, context);
-        remark(path, &diagnostics);
-        match decision {
-            Decision::Granted { restrictions, .. } => return Ok(restrictions),
-            Decision::Refused(refusal) => reasons.push(format!("{}: {refusal}", path.display())),
-        }
-    }
-    Err(reasons.join("; "))
 }
 
 /// The path that `AuthorizedKeysFile` (sshd_config(5)) would mean by this: `%h` is the home, `%u`
@@ -291,6 +248,8 @@ pub fn check_pattern(pattern: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn user() -> User {
@@ -302,6 +261,10 @@ mod tests {
             shell: "/bin/sh".into(),
             gecos: "".into(),
         }
+    }
+
+    fn gate(user: User, authorized_keys: Vec<String>) -> Gate {
+        Gate::new(user, authorized_keys, ServerFiles::default(), Log::default())
     }
 
     #[test]
@@ -320,7 +283,7 @@ mod tests {
 
     #[test]
     fn an_ephemeral_key_stands_in_for_its_key_for_a_bounded_time_only() {
-        let gate = Gate::new(user(), Vec::new(), Log::default());
+        let gate = gate(user(), Vec::new());
         let blob = |byte: u8| {
             let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
             wire.extend([byte; 32]);
@@ -344,8 +307,7 @@ mod tests {
     }
 
     fn line(options: &str, key: &afar_net::sshsig::VerifiedKey) -> String {
-        let blob = PublicKeyBlob::from_wire(key.blob().to_vec()).unwrap();
-        format!("{options} ssh-ed25519 {}\n", blob.to_base64())
+        format!("{options} {}\n", key.blob().to_fields())
     }
 
     #[tokio::test]
@@ -356,9 +318,9 @@ mod tests {
         std::fs::write(home.path().join("keys"), lines).unwrap();
         let me =
             User { home: home.path().to_owned(), uid: afar_sys::users::effective_uid(), ..user() };
-        let gate = Gate::new(me, vec!["keys".to_owned()], Log::default());
+        let gate = gate(me, vec!["keys".to_owned()]);
         let source = "127.0.0.1:1".parse().unwrap();
-        let delegate = Some((free.blob(), 60));
+        let delegate = Some((free.blob().as_bytes(), 60));
         let login = ProvedLogin { user: "ann", key: &restricted, source, delegate };
         assert!(gate.admit(&login).await.is_some());
         let login = ProvedLogin { user: "ann", key: &free, source, delegate: None };
@@ -369,7 +331,7 @@ mod tests {
 
     #[test]
     fn an_ephemeral_key_stays_that_of_the_key_which_vouched_for_it_first() {
-        let gate = Gate::new(user(), Vec::new(), Log::default());
+        let gate = gate(user(), Vec::new());
         let blob = |byte: u8| {
             let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
             wire.extend([byte; 32]);
@@ -383,28 +345,8 @@ mod tests {
     }
 
     #[test]
-    fn a_token_must_say_what_the_keys_line_demands() {
-        let check = |present: bool, verified: bool, touch: bool, verify: bool| {
-            let assertion = FidoAssertion { user_present: present, user_verified: verified };
-            let restrictions = Restrictions {
-                touch_required: touch,
-                verify_required: verify,
-                ..Restrictions::default()
-            };
-            assert!(check_token(None, &restrictions).is_ok());
-            check_token(Some(assertion), &restrictions).is_ok()
-        };
-        for (present, verified) in [(false, false), (false, true), (true, false), (true, true)] {
-            assert!(check(present, verified, false, false));
-            assert_eq!(check(present, verified, true, false), present);
-            assert_eq!(check(present, verified, false, true), verified);
-            assert_eq!(check(present, verified, true, true), present && verified);
-        }
-    }
-
-    #[test]
     fn ephemeral_keys_are_bounded_in_number() {
-        let gate = Gate::new(user(), Vec::new(), Log::default());
+        let gate = gate(user(), Vec::new());
         for number in 0..=u32::try_from(DELEGATIONS_MAX).unwrap() {
             let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
             wire.extend(number.to_be_bytes().repeat(8));

@@ -7,6 +7,8 @@ mod door;
 mod gate;
 mod ready;
 mod relay;
+mod trust;
+mod watched_file;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -36,6 +38,7 @@ use crate::log::Log;
 use crate::paths::state_dir;
 use door::Door;
 use gate::Gate;
+use trust::ServerFiles;
 
 pub use gate::{DELEGATION_LIFETIME_MAX, DELEGATIONS_MAX, check_pattern};
 
@@ -69,6 +72,10 @@ pub struct ServeConfig {
     pub host_keys: Vec<PathBuf>,
     /// Where user's keys are, with `%h` and `%u`.
     pub authorized_keys: Vec<String>,
+    /// A file of authorities whose certificates may log in as the users that they name.
+    pub trusted_user_ca_keys: Option<PathBuf>,
+    /// A file of keys and certificates that must not log in, a KRL or a list.
+    pub revoked_keys: Option<PathBuf>,
     /// Addresses that get no penalties for failed logins (`W-4.11`).
     pub penalty_exempt: Option<SourceList>,
     /// Afar's own program, to start supervisors.
@@ -105,6 +112,9 @@ pub enum ServeError {
     /// TLS can't be set up with these keys.
     #[error("{0}")]
     Tls(#[from] TlsSetupError),
+    /// A file that decides about keys can't be used.
+    #[error("{0}")]
+    TrustFile(String),
     /// The user who runs this is in no user database.
     #[error("the user who runs the server (uid {0}) is not in the user database")]
     UnknownUser(u32),
@@ -145,6 +155,8 @@ pub fn serve(config: ServeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), S
     let user = current_user()
         .map_err(|source| ServeError::Io { action: "cannot read the user database", source })?
         .ok_or(ServeError::UnknownUser(uid))?;
+    let server_files = ServerFiles::open(config.trusted_user_ca_keys, config.revoked_keys)
+        .map_err(ServeError::TrustFile)?;
     let Discovered { keys, skipped, created } = discover(&HostKeySearch {
         configured: &config.host_keys,
         system_dir: SYSTEM_DIR.as_ref(),
@@ -163,7 +175,7 @@ pub fn serve(config: ServeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), S
     }
     let shared = Arc::new(Shared {
         tls,
-        gate: Gate::new(user, config.authorized_keys, config.log),
+        gate: Gate::new(user, config.authorized_keys, server_files, config.log),
         executable: config.executable,
         log: config.log,
         door: Door::new(config.penalty_exempt),
