@@ -8,8 +8,10 @@
 //! A pid is only a number. Every signal goes through a pidfd whose process was seen to have the
 //! start time of the process that was found, so nothing else is ever hit.
 
+mod command;
 mod procfs;
 
+pub use command::CommandRoot;
 pub use procfs::{Process, ProcessId};
 
 use crate::boot::ticks_since_boot;
@@ -94,10 +96,15 @@ pub fn find_tree(root: &TreeRoot, mark: &[u8]) -> io::Result<Vec<Process>> {
 /// # Errors
 /// What reading the directory `/proc` gives; some processes may have been signalled by then.
 pub fn kill_tree(root: &TreeRoot, mark: &[u8], signal: Signal) -> io::Result<KillReport> {
+    let find = |known: &BTreeSet<ProcessId>| find_with(root, mark, known);
+    kill_found(Sweep::new(&find), signal)
+}
+
+/// [`kill_tree`] for whatever a sweep finds.
+fn kill_found(mut sweep: Sweep<'_>, signal: Signal) -> io::Result<KillReport> {
     if signal != Signal::KILL {
-        return Sweep::new(root, mark).run(signal);
+        return sweep.run(signal);
     }
-    let mut sweep = Sweep::new(root, mark);
     let frozen = sweep.run(Signal::STOP)?;
     let mut report = KillReport { refused: frozen.refused, ..KillReport::default() };
     for id in &sweep.seen {
@@ -181,24 +188,27 @@ fn peek_ended_child() -> Result<Option<i32>, Errno> {
     Ok((pid != 0).then_some(pid))
 }
 
+/// A look at a tree.
+type Find<'a> = dyn Fn(&BTreeSet<ProcessId>) -> io::Result<Vec<Process>> + 'a;
+
 /// One signal's way through a tree, round after round.
 struct Sweep<'a> {
-    root: &'a TreeRoot,
-    mark: &'a [u8],
+    /// Finds the living members, given those of earlier looks.
+    find: &'a Find<'a>,
     /// Everyone who has been found, whether or not the signal could be sent.
     seen: BTreeSet<ProcessId>,
 }
 
 impl<'a> Sweep<'a> {
-    fn new(root: &'a TreeRoot, mark: &'a [u8]) -> Self {
-        Self { root, mark, seen: BTreeSet::new() }
+    fn new(find: &'a Find<'a>) -> Self {
+        Self { find, seen: BTreeSet::new() }
     }
 
     fn run(&mut self, signal: Signal) -> io::Result<KillReport> {
         let mut report = KillReport::default();
         for _ in 0..ROUNDS_MAX {
             let mut found_new = false;
-            for process in find_with(self.root, self.mark, &self.seen)? {
+            for process in (self.find)(&self.seen)? {
                 if self.seen.insert(process.id) {
                     found_new = true;
                     report.count(process.id, signal_process(process.id, signal));

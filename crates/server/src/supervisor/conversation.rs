@@ -9,14 +9,15 @@ use afar_net::clock::Clock;
 use afar_net::driver::Driver;
 use afar_net::transport::UnixTransport;
 use afar_proto::connection::{ChannelId, Event, Role, Stream};
-use afar_proto::message::{GoodbyeCode, OpenSpec, Opened, Refused};
+use afar_proto::message::{FEATURE_SESSION, GoodbyeCode, OpenSpec, Opened, Refused};
 use afar_proto::outcome::{Phase, RefusalReason, Started};
 use afar_proto::{Config, Connection};
 use afar_sys::signals::Signal;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::job::{Allowance, FromJob, ToJob, start};
+use super::job::{Allowance, FromJob, ToJob, start, start_in_session};
 use super::request::prepare;
+use super::session::{SessionRequest, prepare_in_session};
 use super::{Supervisor, TakenId};
 
 /// A stream's allowance is topped up when at least this much can be added, so that bulk output does
@@ -33,7 +34,7 @@ struct Running {
     /// What the job may read of each output stream and has not handed over yet.
     allowed: BTreeMap<Stream, Allowance>,
     /// The id is taken until this is dropped.
-    _id: TakenId,
+    id: TakenId,
     /// Whether the client still has the channel.
     wanted: bool,
 }
@@ -41,6 +42,8 @@ struct Running {
 /// One connection. Its task owns it; jobs are tasks of their own and talk to it by messages.
 pub(super) struct Conversation {
     supervisor: Rc<Supervisor>,
+    /// Its number, which is that of its sessions.
+    number: u64,
     grant: Grant,
     driver: Driver<UnixTransport>,
     jobs: BTreeMap<ChannelId, Running>,
@@ -56,11 +59,13 @@ impl Conversation {
         first: &[u8],
     ) -> Self {
         let clock = Clock::new();
-        let connection = Connection::new(Role::Server, Config::default(), clock.now());
+        let config = Config { features: vec![FEATURE_SESSION.to_owned()], ..Config::default() };
+        let connection = Connection::new(Role::Server, config, clock.now());
+        let number = supervisor.next_connection();
         let mut driver = Driver::new(transport, connection, clock);
         driver.feed(first);
         let (to_self, from_jobs) = unbounded_channel();
-        Self { supervisor, grant, driver, jobs: BTreeMap::new(), from_jobs, to_self }
+        Self { supervisor, number, grant, driver, jobs: BTreeMap::new(), from_jobs, to_self }
     }
 
     /// Runs until the connection has ended and every job that it had is cleaned up after.
@@ -92,6 +97,7 @@ impl Conversation {
         for running in self.jobs.values_mut() {
             let _ = running.commands.send(ToJob::Cancel);
         }
+        self.supervisor.sessions.end_connection(self.number);
         self.driver.finish().await;
         // The ids stay taken until nothing is left of their jobs.
         while !self.jobs.is_empty() {
@@ -138,32 +144,64 @@ impl Conversation {
 
     fn open(&mut self, channel: ChannelId, spec: &OpenSpec) {
         match self.start(channel, spec) {
-            Ok(opened) => {
-                if let Some(mut channel) = self.driver.connection().channel(channel) {
-                    channel.accept(&opened);
-                }
-                for stream in Stream::OUTPUTS {
-                    self.top_up(channel, stream);
-                }
-            }
+            Ok(Some(opened)) => self.accept(channel, &opened),
+            // It waits for its turn in a session.
+            Ok(None) => {}
             Err(refused) => self.refuse(channel, &refused),
         }
     }
 
-    fn start(&mut self, channel: ChannelId, spec: &OpenSpec) -> Result<Opened, Refused> {
+    fn accept(&mut self, id: ChannelId, opened: &Opened) {
+        if let Some(mut channel) = self.driver.connection().channel(id) {
+            channel.accept(opened);
+        }
+        for stream in Stream::OUTPUTS {
+            self.top_up(id, stream);
+        }
+    }
+
+    /// Starts a job, or has it wait for its turn: then there is no answer yet.
+    fn start(&mut self, channel: ChannelId, spec: &OpenSpec) -> Result<Option<Opened>, Refused> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let now_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let request = prepare_in_session(spec, &self.grant, self.number, now_s)?;
+        if let Some(request) = request {
+            return self.wait(channel, spec, request).map(|()| None);
+        }
         let prepared = prepare(spec, &self.grant, &self.supervisor.user, now_s)?;
-        let id = self.supervisor.take_id(self.grant.job_scope(), &spec.job).ok_or_else(|| {
-            refused(RefusalReason::Conflict, "a job with this id is running already")
-        })?;
+        let id = self.take_id(spec)?;
         let started = start(spec, &prepared, channel, self.to_self.clone(), &self.supervisor)?;
-        let running =
-            Running { commands: started.commands, allowed: BTreeMap::new(), _id: id, wanted: true };
-        self.jobs.insert(channel, running);
+        self.enter(channel, id, started.commands);
         tokio::task::spawn_local(started.job.run());
         let started_at_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
-        Ok(Opened { job: spec.job.clone(), pid: started.pid, started_at_us, note: None })
+        Ok(Some(Opened { job: spec.job.clone(), pid: started.pid, started_at_us, note: None }))
+    }
+
+    /// Has a job wait for its turn in a session.
+    fn wait(
+        &mut self,
+        channel: ChannelId,
+        spec: &OpenSpec,
+        request: SessionRequest,
+    ) -> Result<(), Refused> {
+        let id = self.take_id(spec)?;
+        let events = self.to_self.clone();
+        let (waiting, commands) =
+            start_in_session(spec, request, channel, events, &self.supervisor)?;
+        self.enter(channel, id, commands);
+        tokio::task::spawn_local(waiting.run());
+        Ok(())
+    }
+
+    fn take_id(&self, spec: &OpenSpec) -> Result<TakenId, Refused> {
+        self.supervisor.take_id(self.grant.job_scope(), &spec.job).ok_or_else(|| {
+            refused(RefusalReason::Conflict, "a job with this id is running already")
+        })
+    }
+
+    fn enter(&mut self, channel: ChannelId, id: TakenId, commands: UnboundedSender<ToJob>) {
+        let running = Running { commands, allowed: BTreeMap::new(), id, wanted: true };
+        self.jobs.insert(channel, running);
     }
 
     fn refuse(&mut self, channel: ChannelId, refused: &Refused) {
@@ -225,8 +263,13 @@ impl Conversation {
             return;
         }
         let Some(running) = self.jobs.get_mut(&id).filter(|running| running.wanted) else { return };
+        if let FromJob::Started { pid, started_at_us, note } = event {
+            let job = running.id.job().clone();
+            return self.accept(id, &Opened { job, pid, started_at_us, note });
+        }
         let Some(mut channel) = self.driver.connection().channel(id) else { return };
         match event {
+            FromJob::Refused(refused) => channel.refuse(&refused),
             FromJob::Output { stream, clock_us, bytes } => {
                 let count = bytes.len();
                 if let Some(allowed) = running.allowed.get_mut(&stream) {
@@ -252,7 +295,7 @@ impl Conversation {
                 }
                 channel.seal(&seal);
             }
-            FromJob::Gone => {}
+            FromJob::Started { .. } | FromJob::Gone => {}
         }
     }
 }

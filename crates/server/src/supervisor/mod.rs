@@ -8,8 +8,9 @@ mod conversation;
 mod environment;
 mod job;
 mod request;
+mod session;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -33,6 +34,7 @@ use crate::paths::{LOCK_NAME, SOCKET_NAME, runtime_dir};
 use conversation::Conversation;
 
 pub use job::{DRAIN_MAX, DRAIN_SILENCE};
+pub use session::{SESSION_IDLE_MAX, SESSION_QUEUE_MAX, SESSIONS_MAX};
 
 /// How long a supervisor without connections and jobs stays.
 pub const IDLE_EXIT: Duration = Duration::from_secs(600);
@@ -102,6 +104,9 @@ struct Supervisor {
     open_files_soft: Option<u64>,
     /// Ids of the jobs that run, with the scope that they are unique in.
     ids: RefCell<BTreeSet<(String, JobId)>>,
+    /// How many connections there were, to tell them apart.
+    connections: Cell<u64>,
+    sessions: session::Sessions,
     /// What keeps the supervisor from ending for idleness.
     busy: watch::Sender<Counts>,
     /// Whether it was told to end.
@@ -115,6 +120,12 @@ struct TakenId {
     key: (String, JobId),
 }
 
+impl TakenId {
+    fn job(&self) -> &JobId {
+        &self.key.1
+    }
+}
+
 impl Drop for TakenId {
     fn drop(&mut self) {
         self.supervisor.ids.borrow_mut().remove(&self.key);
@@ -122,6 +133,12 @@ impl Drop for TakenId {
 }
 
 impl Supervisor {
+    /// A number that no connection has had.
+    fn next_connection(&self) -> u64 {
+        self.connections.set(self.connections.get() + 1);
+        self.connections.get()
+    }
+
     /// Takes an id, unless a job that runs has it.
     fn take_id(self: &Rc<Self>, scope: JobScope<'_>, job: &JobId) -> Option<TakenId> {
         let scope = match scope {
@@ -166,6 +183,8 @@ pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
         user,
         open_files_soft,
         ids: RefCell::default(),
+        connections: Cell::default(),
+        sessions: session::Sessions::default(),
         busy,
         stopping,
         log: config.log,

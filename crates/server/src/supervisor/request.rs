@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use afar_core::policy::{
-    Decision, Denied, Execution, Grant, ORIGINAL_COMMAND_VARIABLE, RequestFacts, Verb, allowed,
+    Decision, Denied, Execution, Grant, KeyVariable, ORIGINAL_COMMAND_VARIABLE, RequestFacts, Verb,
+    allowed,
 };
 use afar_proto::message::{Command, OpenSpec, Refused};
 use afar_proto::outcome::{Phase, RefusalReason, Started};
@@ -16,10 +17,10 @@ use afar_sys::users::User;
 use super::environment::{Variables, login_variables, shell_of};
 
 /// The variable that tells a job its id.
-const ID_VARIABLE: &str = "AFAR_JOB_ID";
+pub(super) const ID_VARIABLE: &str = "AFAR_JOB_ID";
 
 /// The variable by which a job's descendants are found: unlike the id it is never used twice.
-const MARK_VARIABLE: &str = "AFAR_JOB_MARK";
+pub(super) const MARK_VARIABLE: &str = "AFAR_JOB_MARK";
 
 /// What is executed, ready for posix_spawn.
 #[derive(Debug)]
@@ -41,10 +42,6 @@ pub(super) fn prepare(
 ) -> Result<Prepared, Refused> {
     let decision = allowed(grant, Verb::Run, RequestFacts::run(now_s, &spec.command))
         .map_err(|denied| refuse_denied(&denied))?;
-    if spec.session.is_some() {
-        let message = "this server has no sessions";
-        return Err(refused(Phase::Spawn, RefusalReason::Unsupported, message));
-    }
     let cwd = working_directory(spec, &decision, user);
     let mark = new_mark()?;
     let variables = variables(spec, grant, &decision, user, &mark);
@@ -101,13 +98,43 @@ fn program(
     }
 }
 
+/// What the shell of a session starts with.
+#[derive(Debug)]
+pub(super) struct SessionEnvironment {
+    pub(super) env: Vec<CString>,
+    pub(super) cwd: CString,
+}
+
+/// The environment of a session's shell: the login's, and what the key sets. What its commands ask
+/// for is set by them.
+pub(super) fn session_environment(
+    user: &User,
+    key_variables: &[KeyVariable],
+) -> Result<SessionEnvironment, Refused> {
+    let mut variables = login_variables(user);
+    for variable in key_variables {
+        variables.insert(variable.name.clone().into_bytes(), variable.value.0.clone());
+    }
+    let env = variables
+        .iter()
+        .map(|(name, value)| env_entry(name, value))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| invalid(&error.to_string()))?;
+    let cwd = exec_string(home_of(user).as_os_str().as_bytes())
+        .map_err(|error| invalid(&format!("the home directory: {error}")))?;
+    Ok(SessionEnvironment { env, cwd })
+}
+
 /// Relative to the home; the home by default, and `/` if there is none, as with login(1).
 fn working_directory(spec: &OpenSpec, decision: &Decision, user: &User) -> PathBuf {
     match &spec.cwd {
         Some(cwd) if decision.accepts_cwd() => user.home.join(OsStr::from_bytes(cwd.as_bytes())),
-        _ if user.home.is_dir() => user.home.clone(),
-        _ => PathBuf::from("/"),
+        _ => home_of(user).to_owned(),
     }
+}
+
+fn home_of(user: &User) -> &Path {
+    if user.home.is_dir() { &user.home } else { Path::new("/") }
 }
 
 /// In the order of sshd: the login's, the client's, the key's, and what tells of the request.
@@ -136,7 +163,7 @@ fn variables(
     variables
 }
 
-fn new_mark() -> Result<Vec<u8>, Refused> {
+pub(super) fn new_mark() -> Result<Vec<u8>, Refused> {
     let random = afar_sys::random::random_bytes::<16>().map_err(|error| {
         refused(Phase::Spawn, RefusalReason::NoResources, &format!("no random bytes: {error}"))
     })?;
@@ -147,11 +174,16 @@ fn refused(phase: Phase, reason: RefusalReason, message: &str) -> Refused {
     Refused { phase, reason, message: message.to_owned(), started: Started::No }
 }
 
-fn invalid(message: &str) -> Refused {
+pub(super) fn invalid(message: &str) -> Refused {
     refused(Phase::Spawn, RefusalReason::Invalid, message)
 }
 
-fn refuse_denied(denied: &Denied) -> Refused {
+/// What this server, or this user's shell, can't do.
+pub(super) fn refuse_unsupported(message: &str) -> Refused {
+    refused(Phase::Spawn, RefusalReason::Unsupported, message)
+}
+
+pub(super) fn refuse_denied(denied: &Denied) -> Refused {
     refused(Phase::Authorize, denied.reason(), &denied.to_string())
 }
 

@@ -6,10 +6,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use afar_sys::child::Child;
-use afar_sys::process_tree::{TreeRoot, find_tree, kill_tree};
+use afar_sys::process_tree::{CommandRoot, TreeRoot, find_tree, kill_tree};
 use afar_sys::signals::Signal;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+use super::process::Process;
 
 /// Time from TERM to KILL, unless the request names another.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
@@ -45,12 +47,74 @@ enum State {
     Over,
 }
 
+/// Where the search for what is to be ended begins.
+#[derive(Clone, Debug)]
+enum Root {
+    /// A process of the job's own, with the mark of its descendants.
+    Own(TreeRoot, Vec<u8>),
+    /// A command in a shell; the shell is ended with it as long as it is at work on it.
+    InSession { command: CommandRoot, with_shell: bool },
+}
+
+impl Root {
+    /// Asks everything to end. What can't be read or signalled now is met again by the KILL. A
+    /// stopped process acts on TERM only when it is continued.
+    fn terminate(&self) {
+        match self {
+            Self::Own(root, mark) => {
+                let _ = kill_tree(root, mark, Signal::TERM);
+                let _ = kill_tree(root, mark, Signal::CONT);
+            }
+            Self::InSession { command, with_shell } => {
+                // The shell first stands still: it must not go on to its script's next line when
+                // the program of this one ends.
+                if *with_shell {
+                    let _ = command.signal_shell(Signal::STOP);
+                }
+                let _ = command.kill(Signal::TERM);
+                let _ = command.kill(Signal::CONT);
+                if *with_shell {
+                    let _ = command.signal_shell(Signal::TERM);
+                    let _ = command.signal_shell(Signal::CONT);
+                }
+            }
+        }
+    }
+
+    /// Kills everything; whether it reached all that it may.
+    fn kill(&self) -> bool {
+        match self {
+            Self::Own(root, mark) => {
+                kill_tree(root, mark, Signal::KILL).is_ok_and(|report| report.settled)
+            }
+            Self::InSession { command, with_shell } => {
+                if *with_shell {
+                    let _ = command.signal_shell(Signal::STOP);
+                }
+                let settled = command.kill(Signal::KILL).is_ok_and(|report| report.settled);
+                if *with_shell {
+                    let _ = command.signal_shell(Signal::KILL);
+                }
+                settled
+            }
+        }
+    }
+
+    /// Whether anything is left.
+    fn is_left(&self) -> bool {
+        match self {
+            Self::Own(root, mark) => find_tree(root, mark),
+            Self::InSession { command, .. } => command.find(),
+        }
+        .map_or(true, |found| !found.is_empty())
+    }
+}
+
 /// The clock and the steps of a job's end. Reading `/proc` takes milliseconds and blocks, so every
 /// step runs on a thread for blocking work.
 #[derive(Debug)]
 pub(super) struct Ending {
-    root: TreeRoot,
-    mark: Vec<u8>,
+    root: Root,
     timeout_at: Option<Instant>,
     grace: Duration,
     cause: Option<Cause>,
@@ -65,13 +129,33 @@ impl Ending {
         timeout_at: Option<Instant>,
         grace: Duration,
     ) -> Self {
-        let root = child.tree_root();
-        Self { root, mark, timeout_at, grace, cause: None, kill_at: None, state: State::Idle }
+        Self::of(Root::Own(child.tree_root(), mark), timeout_at, grace)
     }
 
-    /// The process was reaped: from here on its number may be another's.
-    pub(super) fn process_ended(&mut self, child: &Child) {
-        self.root = child.tree_root();
+    /// The end of a command in a session's shell.
+    pub(super) fn in_session(
+        command: CommandRoot,
+        timeout_at: Option<Instant>,
+        grace: Duration,
+    ) -> Self {
+        Self::of(Root::InSession { command, with_shell: true }, timeout_at, grace)
+    }
+
+    fn of(root: Root, timeout_at: Option<Instant>, grace: Duration) -> Self {
+        Self { root, timeout_at, grace, cause: None, kill_at: None, state: State::Idle }
+    }
+
+    /// The process was reaped: from here on its number may be another's. A shell that goes on is
+    /// at work on something else.
+    pub(super) fn process_ended(&mut self, process: &Process) {
+        match (&mut self.root, process) {
+            (Root::Own(root, _), Process::Own { child, .. }) => *root = child.tree_root(),
+            (Root::InSession { command, with_shell }, Process::InSession(ended)) => {
+                *command = ended.root.clone();
+                *with_shell = false;
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn cause(&self) -> Option<Cause> {
@@ -85,13 +169,8 @@ impl Ending {
         }
         self.cause = Some(cause);
         self.kill_at = Some(Instant::now() + self.grace);
-        let (root, mark) = (self.root, self.mark.clone());
-        self.state = State::Terminating(tokio::task::spawn_blocking(move || {
-            // What can't be read or signalled now is met again by the KILL.
-            let _ = kill_tree(&root, &mark, Signal::TERM);
-            // A stopped process acts on TERM only when it is continued.
-            let _ = kill_tree(&root, &mark, Signal::CONT);
-        }));
+        let root = self.root.clone();
+        self.state = State::Terminating(tokio::task::spawn_blocking(move || root.terminate()));
     }
 
     /// As [`Ending::begin`], without a grace.
@@ -138,17 +217,13 @@ impl Ending {
     }
 
     fn kill(&self) -> JoinHandle<bool> {
-        let (root, mark) = (self.root, self.mark.clone());
-        tokio::task::spawn_blocking(move || {
-            kill_tree(&root, &mark, Signal::KILL).is_ok_and(|report| report.settled)
-        })
+        let root = self.root.clone();
+        tokio::task::spawn_blocking(move || root.kill())
     }
 
     fn look(&self) -> JoinHandle<bool> {
-        let (root, mark) = (self.root, self.mark.clone());
-        tokio::task::spawn_blocking(move || {
-            find_tree(&root, &mark).map_or(true, |found| !found.is_empty())
-        })
+        let root = self.root.clone();
+        tokio::task::spawn_blocking(move || root.is_left())
     }
 
     /// When a step is due that nothing else wakes the task for.
@@ -196,7 +271,8 @@ mod tests {
         let mut ending = Ending::new(&child, b"A=b".to_vec(), Some(limit), GRACE);
         assert_eq!(ending.due(false), Some(limit));
         child.wait().unwrap();
-        ending.process_ended(&child);
+        let watch = crate::supervisor::job::process::ExitWatch::of(&child);
+        ending.process_ended(&Process::Own { child, watch });
         assert_eq!(ending.due(true), None);
         let mut context = Context::from_waker(std::task::Waker::noop());
         assert!(!ending.poll(&mut context, limit, true));

@@ -4,21 +4,22 @@
 mod ending;
 mod input;
 mod output;
+mod process;
 mod start;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use afar_proto::connection::{ChannelId, Stream};
+use afar_proto::message::Refused;
 use afar_proto::outcome::{End, ExitReport, Receipt, Seal};
-use afar_sys::child::{Child, Ended, ExitStatus};
+use afar_sys::child::ExitStatus;
 use afar_sys::signals::Signal;
 use bytes::Bytes;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::Instant;
@@ -27,8 +28,10 @@ use super::Stay;
 use ending::{Cause, Ending};
 use input::{Input, Taken};
 use output::{Output, Piece};
+use process::{Process, ProcessEnd};
 
 pub(super) use start::start;
+pub(super) use waiting::start_in_session;
 
 /// Silence after which output that others still hold open counts as over (`W-7.5`).
 pub const DRAIN_SILENCE: Duration = Duration::from_millis(250);
@@ -79,6 +82,14 @@ pub(super) enum ToJob {
 /// What a job tells its conversation.
 #[derive(Debug)]
 pub(super) enum FromJob {
+    /// A job that had to wait for its turn in a session was given to the session's shell.
+    Started {
+        pid: u32,
+        started_at_us: u64,
+        note: Option<String>,
+    },
+    /// A job that had to wait for its turn will not be started.
+    Refused(Box<Refused>),
     Output {
         stream: Stream,
         clock_us: u64,
@@ -100,8 +111,7 @@ pub(super) enum FromJob {
 #[derive(Debug)]
 pub(super) struct Job {
     channel: ChannelId,
-    child: Child,
-    watch: ExitWatch,
+    process: Process,
     outputs: [Output; 2],
     input: Input,
     started: Instant,
@@ -119,33 +129,12 @@ pub(super) struct Job {
     stay: Stay,
 }
 
-/// How the end of the process is noticed.
-#[derive(Debug)]
-enum ExitWatch {
-    /// Its pidfd becomes readable.
-    Pidfd(AsyncFd<OwnedFd>),
-    /// For want of a descriptor it can't be waited for, only looked at now and then.
-    Impossible(io::Error),
-}
-
-impl ExitWatch {
-    fn of(child: &Child) -> Self {
-        let watched = child
-            .pidfd()
-            .try_clone_to_owned()
-            .and_then(|pidfd| afar_sys::readiness::watch(pidfd, Interest::READABLE));
-        watched.map_or_else(Self::Impossible, Self::Pidfd)
-    }
-}
-
-/// How often a process is looked at that can't be waited for. It is being killed.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-
 /// The process has ended.
 #[derive(Debug)]
 struct Exit {
     end: End,
     receipt: Receipt,
+    session_restarted: bool,
     /// When output that others hold open counts as silent; moves with each piece.
     silent_at: Instant,
     /// When it counts as over in any case.
@@ -217,7 +206,7 @@ impl Job {
             }
             ToJob::Signal(signal) => {
                 // A process that has ended in this moment is no error of whoever signals it.
-                let _ = self.child.signal_group(signal);
+                self.process.signal(signal);
             }
             ToJob::Cancel => {
                 self.wanted = false;
@@ -274,46 +263,25 @@ impl Job {
         if self.exit.is_some() {
             return false;
         }
-        let status = match &self.watch {
-            ExitWatch::Pidfd(pidfd) => match pidfd.poll_read_ready(context) {
-                Poll::Pending => return false,
-                Poll::Ready(Err(error)) => Err(error),
-                Poll::Ready(Ok(mut guard)) => match self.child.try_wait() {
-                    Ok(None) => {
-                        guard.clear_ready();
-                        return true;
-                    }
-                    Ok(Some(ended)) => Ok(ended),
-                    Err(errno) => Err(io::Error::from(errno)),
-                },
-            },
-            ExitWatch::Impossible(_) => match self.child.try_wait() {
-                Ok(None) => return false,
-                Ok(Some(ended)) => Ok(ended),
-                Err(errno) => Err(io::Error::from(errno)),
-            },
-        };
-        self.exited(status.ok());
+        let Poll::Ready(ended) = self.process.poll_ended(context) else { return false };
+        self.exited(ended);
         true
     }
 
-    /// `None`: the status can't be obtained, and is never made up.
-    fn exited(&mut self, ended: Option<Ended>) {
+    fn exited(&mut self, ended: ProcessEnd) {
         let now = Instant::now();
-        let end = match (self.ending.cause(), &ended) {
-            (Some(Cause::Timeout), _) => End::Timeout,
-            (Some(Cause::Cancelled), _) => End::Cancelled,
-            (Some(Cause::Lost), _) => End::Lost,
-            (None, Some(ended)) => end_of(&ended.status),
-            (None, None) => End::Unknown,
+        let end = match self.ending.cause() {
+            Some(Cause::Timeout) => End::Timeout,
+            Some(Cause::Cancelled) => End::Cancelled,
+            Some(Cause::Lost) => End::Lost,
+            None => ended.end,
         };
-        self.ending.process_ended(&self.child);
-        let usage = ended.map(|ended| ended.usage);
+        self.ending.process_ended(&self.process);
         let receipt = Receipt {
             wall_us: micros(now - self.started),
-            user_us: usage.as_ref().map_or(0, |usage| micros(usage.user)),
-            sys_us: usage.as_ref().map_or(0, |usage| micros(usage.system)),
-            max_rss_bytes: usage.as_ref().map_or(0, |usage| usage.max_rss_bytes),
+            user_us: micros(ended.user),
+            sys_us: micros(ended.system),
+            max_rss_bytes: ended.max_rss_bytes,
         };
         for output in &mut self.outputs {
             output.process_ended();
@@ -323,7 +291,8 @@ impl Job {
         self.input.end();
         self.tell(FromJob::Exited(ExitReport { end: end.clone(), receipt }));
         let (silent_at, over_at) = (now + DRAIN_SILENCE, now + DRAIN_MAX);
-        self.exit = Some(Exit { end, receipt, silent_at, over_at });
+        let session_restarted = ended.session_restarted;
+        self.exit = Some(Exit { end, receipt, session_restarted, silent_at, over_at });
     }
 
     /// Whether nothing more is to be expected of a stream, or waited for (`W-7.5`).
@@ -352,7 +321,7 @@ impl Job {
             receipt: exit.receipt,
             streams,
             streams_left_open: !left_open.is_empty(),
-            session_restarted: false,
+            session_restarted: exit.session_restarted,
         };
         self.sealed = true;
         for stream in left_open {
@@ -367,10 +336,8 @@ impl Job {
             if now < exit.silent_at { exit.silent_at.min(exit.over_at) } else { exit.over_at }
         });
         let drain = drain.filter(|at| *at > now);
-        let look = match self.watch {
-            ExitWatch::Impossible(_) if self.exit.is_none() => Some(now + LOOK_INTERVAL),
-            _ => None,
-        };
+        let look = self.process.look_interval().filter(|_| self.exit.is_none());
+        let look = look.map(|interval| now + interval);
         let ending = self.ending.due(self.exit.is_some());
         let Some(due) = [drain, ending, look].into_iter().flatten().min() else {
             return Poll::Pending;
@@ -407,7 +374,8 @@ async fn drain_for_nobody(pipe: AsyncFd<OwnedFd>, _stay: Stay) {
     }
 }
 
-fn end_of(status: &ExitStatus) -> End {
+/// The end of a process as the kernel tells it.
+pub(super) fn end_of(status: &ExitStatus) -> End {
     match *status {
         ExitStatus::Exited { code } => End::Exited { code },
         ExitStatus::Signaled { signal, core } => End::Signaled {

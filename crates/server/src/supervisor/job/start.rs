@@ -21,7 +21,8 @@ use tokio::time::Instant;
 use super::ending::{Ending, GRACE};
 use super::input::Input;
 use super::output::Output;
-use super::{ExitWatch, FromJob, Job, ToJob};
+use super::process::{ExitWatch, Process};
+use super::{FromJob, Job, ToJob};
 use crate::supervisor::request::{Prepared, refuse_spawn};
 use crate::supervisor::{Stay, Supervisor};
 
@@ -71,11 +72,11 @@ pub(in crate::supervisor) fn start(
     let ending = Ending::new(&child, prepared.mark.clone(), timeout_at, grace);
     let (commands, received) = unbounded_channel();
     let watch = ExitWatch::of(&child);
+    let unwatched = watch.why_not();
     let Ours { outputs, input } = ours;
     let mut job = Job {
         channel,
-        child,
-        watch,
+        process: Process::Own { child, watch },
         outputs,
         input,
         started,
@@ -89,7 +90,7 @@ pub(in crate::supervisor) fn start(
         timer: Box::pin(tokio::time::sleep_until(started)),
         stay: Stay::new(supervisor),
     };
-    if let ExitWatch::Impossible(error) = &job.watch {
+    if let Some(error) = unwatched {
         supervisor.log.error(&format!("job {}: it can't be watched: {error}", spec.job.as_str()));
         job.give_up();
     }
@@ -98,25 +99,25 @@ pub(in crate::supervisor) fn start(
 
 /// The pipes of a job that is about to be started. Ours are registered with the runtime before
 /// there is a process that could be left unwatched.
-struct Pipes {
-    ours: Ours,
-    childs: Childs,
+pub(super) struct Pipes {
+    pub(super) ours: Ours,
+    pub(super) childs: Childs,
 }
 
-struct Ours {
-    outputs: [Output; 2],
-    input: Input,
+pub(super) struct Ours {
+    pub(super) outputs: [Output; 2],
+    pub(super) input: Input,
 }
 
-struct Childs {
-    stdin: OwnedFd,
-    stdout: OwnedFd,
+pub(super) struct Childs {
+    pub(super) stdin: OwnedFd,
+    pub(super) stdout: OwnedFd,
     /// `None` iff stderr is merged into stdout.
-    stderr: Option<OwnedFd>,
+    pub(super) stderr: Option<OwnedFd>,
 }
 
 impl Pipes {
-    fn new(spec: &OpenSpec) -> io::Result<Self> {
+    pub(super) fn new(spec: &OpenSpec) -> io::Result<Self> {
         let (stdin, childs_stdin) = if spec.stdin {
             let ChildPipe { ours, childs } = pipe_to_child()?;
             (Some(ours), childs)
@@ -151,7 +152,7 @@ fn refuse(error: SpawnError, prepared: &Prepared) -> Refused {
     }
 }
 
-fn no_resources(error: &io::Error, started: WasStarted) -> Refused {
+pub(super) fn no_resources(error: &io::Error, started: WasStarted) -> Refused {
     Refused {
         phase: Phase::Spawn,
         reason: RefusalReason::NoResources,

@@ -17,6 +17,8 @@ fn supervisor() -> std::rc::Rc<Supervisor> {
         user: afar_sys::users::current_user().unwrap().unwrap(),
         open_files_soft: None,
         ids: std::cell::RefCell::default(),
+        connections: std::cell::Cell::default(),
+        sessions: crate::supervisor::session::Sessions::default(),
         busy: watch::channel(Counts::default()).0,
         stopping: watch::channel(false).0,
         log: Log::default(),
@@ -64,7 +66,8 @@ async fn a_process_that_cannot_be_watched_is_killed_with_its_tree_and_its_end_is
         told.poll_recv(context)
     });
     let Some((_, FromJob::Output { bytes, .. })) = pid.await else { panic!("no pid") };
-    started.job.watch = ExitWatch::Impossible(io::ErrorKind::Other.into());
+    let Process::Own { watch, .. } = &mut started.job.process else { panic!("of its own") };
+    *watch = process::ExitWatch::Impossible(std::io::ErrorKind::Other.into());
     started.job.give_up();
     let local = tokio::task::LocalSet::new();
     local.run_until(Box::pin(started.job.run())).await;

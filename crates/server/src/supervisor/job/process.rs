@@ -1,0 +1,178 @@
+//! What executes a job: a process of its own, or a command in the shell of a session.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use afar_proto::outcome::End;
+use afar_sys::child::{Child, Ended};
+use afar_sys::process_tree::CommandRoot;
+use afar_sys::signals::Signal;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+
+use super::end_of;
+use crate::supervisor::session::TurnEnd;
+
+#[derive(Debug)]
+pub(super) enum Process {
+    Own { child: Child, watch: ExitWatch },
+    InSession(Command),
+}
+
+/// How the end of a process is noticed.
+#[derive(Debug)]
+pub(super) enum ExitWatch {
+    /// Its pidfd becomes readable.
+    Pidfd(AsyncFd<OwnedFd>),
+    /// For want of a descriptor it can't be waited for, only looked at now and then.
+    Impossible(io::Error),
+}
+
+/// How often a process is looked at that can't be waited for. It is being killed.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+impl ExitWatch {
+    pub(super) fn of(child: &Child) -> Self {
+        let watched = child
+            .pidfd()
+            .try_clone_to_owned()
+            .and_then(|pidfd| afar_sys::readiness::watch(pidfd, Interest::READABLE));
+        watched.map_or_else(Self::Impossible, Self::Pidfd)
+    }
+
+    /// Why the process can't be watched, if so.
+    pub(super) fn why_not(&self) -> Option<String> {
+        match self {
+            Self::Pidfd(_) => None,
+            Self::Impossible(error) => Some(error.to_string()),
+        }
+    }
+}
+
+/// A command that the shell of a session has been given.
+#[derive(Debug)]
+pub(super) struct Command {
+    pub(super) root: CommandRoot,
+    ended: oneshot::Receiver<TurnEnd>,
+    /// Whether it has ended: then a signal would meet the shell in another one.
+    over: Arc<AtomicBool>,
+    /// Whether the shell has ended.
+    pub(super) shell_over: bool,
+}
+
+/// How it ended, and at what cost.
+#[derive(Debug)]
+pub(super) struct ProcessEnd {
+    pub(super) end: End,
+    pub(super) user: Duration,
+    pub(super) system: Duration,
+    pub(super) max_rss_bytes: u64,
+    pub(super) session_restarted: bool,
+}
+
+impl Process {
+    pub(super) fn in_session(root: CommandRoot, ended: oneshot::Receiver<TurnEnd>) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        Self::InSession(Command { root, ended, over, shell_over: false })
+    }
+
+    /// Sends a signal: to the process group, or to what the command has started. A process that has
+    /// ended in this moment is no error of whoever signals it.
+    pub(super) fn signal(&self, signal: Signal) {
+        match self {
+            Self::Own { child, .. } => {
+                let _ = child.signal_group(signal);
+            }
+            Self::InSession(command) => command.signal(signal),
+        }
+    }
+
+    /// How often to look, where the end of the process tells nobody.
+    pub(super) fn look_interval(&self) -> Option<Duration> {
+        match self {
+            Self::Own { watch: ExitWatch::Impossible(_), .. } => Some(LOOK_INTERVAL),
+            _ => None,
+        }
+    }
+
+    pub(super) fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<ProcessEnd> {
+        match self {
+            Self::Own { child, watch } => poll_child(child, watch, context).map(ProcessEnd::of),
+            Self::InSession(command) => command.poll_ended(context),
+        }
+    }
+}
+
+/// `None`: the status can't be obtained, and is never made up.
+fn poll_child(
+    child: &mut Child,
+    watch: &ExitWatch,
+    context: &mut Context<'_>,
+) -> Poll<Option<Ended>> {
+    loop {
+        let guard = match watch {
+            ExitWatch::Pidfd(pidfd) => match ready!(pidfd.poll_read_ready(context)) {
+                Ok(guard) => Some(guard),
+                Err(_) => return Poll::Ready(None),
+            },
+            ExitWatch::Impossible(_) => None,
+        };
+        match (child.try_wait(), guard) {
+            (Ok(None), Some(mut guard)) => guard.clear_ready(),
+            (Ok(None), None) => return Poll::Pending,
+            (ended, _) => return Poll::Ready(ended.ok().flatten()),
+        }
+    }
+}
+
+impl Command {
+    /// What the command has started gets the signal; the shell itself gets it when there is nothing
+    /// of the kind, because then it is the shell that is at work. Reading `/proc` blocks, so this
+    /// is done by another thread.
+    fn signal(&self, signal: Signal) {
+        let (root, over) = (self.root.clone(), Arc::clone(&self.over));
+        tokio::task::spawn_blocking(move || {
+            let nobody = root.kill(signal).is_ok_and(|report| report.signalled == 0);
+            if nobody && !over.load(Ordering::Relaxed) {
+                let _ = root.signal_shell(signal);
+            }
+        });
+    }
+
+    fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<ProcessEnd> {
+        let ended = ready!(Pin::new(&mut self.ended).poll(context));
+        self.over.store(true, Ordering::Relaxed);
+        // The keeper always tells, unless it is dropped with the whole runtime.
+        let Ok(ended) = ended else { return Poll::Ready(ProcessEnd::of(None)) };
+        if let Some(root) = ended.shell_ended {
+            self.root.shell_ended(root);
+            self.shell_over = true;
+        }
+        Poll::Ready(ProcessEnd {
+            end: ended.end,
+            user: ended.user,
+            system: ended.system,
+            max_rss_bytes: 0,
+            session_restarted: ended.restarted,
+        })
+    }
+}
+
+impl ProcessEnd {
+    fn of(ended: Option<Ended>) -> Self {
+        let usage = ended.as_ref().map(|ended| ended.usage);
+        Self {
+            end: ended.map_or(End::Unknown, |ended| end_of(&ended.status)),
+            user: usage.map_or(Duration::ZERO, |usage| usage.user),
+            system: usage.map_or(Duration::ZERO, |usage| usage.system),
+            max_rss_bytes: usage.map_or(0, |usage| usage.max_rss_bytes),
+            session_restarted: false,
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The task of one session: owns its shell, and gives it one command after the other.
+
+use std::future::pending;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use afar_core::policy::KeyVariable;
+use afar_proto::message::Refused;
+use afar_proto::outcome::{End, Phase, RefusalReason, Started};
+use afar_sys::child::Ended;
+use afar_sys::process_tree::CommandRoot;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::driver::CpuTime;
+use super::shell::{Evaluated, Shell};
+use super::{Owner, SessionKey, Turn, TurnEnd, TurnStarted};
+use crate::supervisor::job::end_of;
+use crate::supervisor::request::session_environment;
+use crate::supervisor::{Stay, Supervisor};
+
+/// The task's state.
+struct Keeper {
+    supervisor: Rc<Supervisor>,
+    key: SessionKey,
+    environment: Vec<KeyVariable>,
+    turns: mpsc::Receiver<Turn>,
+    /// `None` before the first command, and after the shell's end.
+    shell: Option<Shell>,
+    /// The shell has ended, which no command was told yet.
+    lost: bool,
+    idle_max: Duration,
+    idle_since: Instant,
+    /// Keeps the supervisor from ending for idleness.
+    _stay: Stay,
+}
+
+/// Starts the task of a session that was entered among the open ones.
+pub(super) fn spawn(
+    supervisor: &Rc<Supervisor>,
+    key: SessionKey,
+    environment: Vec<KeyVariable>,
+    turns: mpsc::Receiver<Turn>,
+    idle_max: Duration,
+) {
+    let keeper = Keeper {
+        supervisor: Rc::clone(supervisor),
+        key,
+        environment,
+        turns,
+        shell: None,
+        lost: false,
+        idle_max,
+        idle_since: Instant::now(),
+        _stay: Stay::new(supervisor),
+    };
+    tokio::task::spawn_local(keeper.run());
+}
+
+/// What the keeper waits for between commands.
+enum Next {
+    Turn(Box<Turn>),
+    /// Nobody can send another one.
+    End,
+    /// The shell has ended by itself.
+    Gone,
+    Idle,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        loop {
+            match self.next().await {
+                Next::Turn(turn) => {
+                    self.serve(*turn).await;
+                    self.idle_since = Instant::now();
+                    if self.shell.is_none() && !self.lost && self.turns.is_empty() {
+                        // Nothing is left that a later command could miss.
+                        self.retire();
+                    }
+                }
+                Next::Gone => {
+                    self.shell = None;
+                    self.lost = true;
+                }
+                Next::Idle => self.retire(),
+                Next::End => break,
+            }
+        }
+        if let Some(shell) = self.shell {
+            shell.end().await;
+        }
+    }
+
+    /// A session that retires is found by no new command; what waits in it is still run.
+    fn retire(&mut self) {
+        self.supervisor.sessions.open.borrow_mut().remove(&self.key);
+        self.turns.close();
+    }
+
+    async fn next(&mut self) -> Next {
+        let idle_at = match self.key.owner {
+            Owner::Grant { .. } => self.idle_since.checked_add(self.idle_max),
+            // It ends with its connection, and not before.
+            Owner::Connection(_) => None,
+        };
+        let idle_at = idle_at.filter(|_| !self.turns.is_closed());
+        let idle = async {
+            match idle_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => pending().await,
+            }
+        };
+        let gone = async {
+            match &mut self.shell {
+                Some(shell) => shell.gone().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            // First: a command must not be given to a shell that is known to be gone.
+            biased;
+            () = gone => Next::Gone,
+            turn = self.turns.recv() => turn.map_or(Next::End, |turn| Next::Turn(Box::new(turn))),
+            () = idle => Next::Idle,
+        }
+    }
+
+    /// The shell, started if there is none.
+    fn shell(&mut self) -> Result<&mut Shell, Refused> {
+        if self.shell.is_none() {
+            let user = &self.supervisor.user;
+            let environment = session_environment(user, &self.environment)?;
+            self.shell = Some(Shell::start(&self.supervisor, environment)?);
+        }
+        // Just made, if it was not there.
+        self.shell.as_mut().ok_or_else(|| no_resources(&io::Error::other("no shell")))
+    }
+
+    async fn serve(&mut self, mut turn: Turn) {
+        let (started, unanswered) = tokio::sync::oneshot::channel();
+        let started = std::mem::replace(&mut turn.started, started);
+        drop(unanswered);
+        if started.is_closed() {
+            // It has been cancelled while it waited.
+            return;
+        }
+        let shell = match self.shell() {
+            Ok(shell) => shell,
+            Err(refused) => {
+                let _ = started.send(Err(refused));
+                return;
+            }
+        };
+        let root = shell.child().tree_root();
+        let root = CommandRoot::new(root, shell.signal_fd.clone(), turn.mark.clone());
+        let pid = u32::try_from(shell.child().pid()).unwrap_or(0);
+        let told = started.send(Ok(TurnStarted { root, pid, note: shell.note.take() }));
+        if told.is_err() {
+            return;
+        }
+        let evaluated = shell.evaluate(&turn).await;
+        let tree = shell.child().tree_root();
+        let (end, cpu, ended) = match evaluated {
+            Ok(Evaluated::Answered(code, cpu)) => (End::Exited { code }, cpu, false),
+            Ok(Evaluated::Ended(ended)) => (shell_end(ended.as_ref()), cpu_of(shell, ended), true),
+            // The shell can't be listened to any more, so nothing can be known of it.
+            Err(_) => {
+                let _ = shell.child().signal_group(afar_sys::signals::Signal::KILL);
+                (End::Unknown, CpuTime::default(), true)
+            }
+        };
+        if ended {
+            self.shell = None;
+        }
+        let turn_end = TurnEnd {
+            end,
+            user: cpu.user,
+            system: cpu.system,
+            restarted: std::mem::take(&mut self.lost) || ended,
+            shell_ended: ended.then_some(tree),
+        };
+        // The ends of the pipes go before the news, so that their end is seen with it.
+        let Turn { streams, ended, .. } = turn;
+        drop(streams);
+        let _ = ended.send(turn_end);
+    }
+}
+
+fn shell_end(ended: Option<&Ended>) -> End {
+    ended.map_or(End::Unknown, |ended| end_of(&ended.status))
+}
+
+/// What the shell's last command took, from the account of its whole life.
+fn cpu_of(shell: &Shell, ended: Option<Ended>) -> CpuTime {
+    let total = ended.map_or(CpuTime::default(), |ended| CpuTime {
+        user: ended.usage.user,
+        system: ended.usage.system,
+    });
+    shell.driver.spent(total)
+}
+
+/// Nothing was started for want of something.
+pub(super) fn no_resources(error: &io::Error) -> Refused {
+    Refused {
+        phase: Phase::Spawn,
+        reason: RefusalReason::NoResources,
+        message: format!("the session's shell could not be started: {error}"),
+        started: Started::No,
+    }
+}

@@ -1,0 +1,242 @@
+//! The process of a session's shell, and the two pipes that it is spoken to by.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use afar_proto::message::Refused;
+use afar_sys::child::{Child, Ended, Session};
+use afar_sys::exec_strings::exec_string;
+use afar_sys::pipe::{ChildPipe, pipe_from_child, pipe_to_child};
+use afar_sys::resolve::resolve;
+use afar_sys::signals::Signal;
+use afar_sys::spawn::{SpawnRequest, Stdio, spawn};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::dialect::{Choice, choose};
+use super::driver::{Answer, Driver, Evaluation, Paths, bound_received};
+use super::limits::SHELL_END_GRACE;
+use super::{Turn, TurnStreams};
+use crate::supervisor::Supervisor;
+use crate::supervisor::environment::shell_of;
+use crate::supervisor::request::{SessionEnvironment, refuse_spawn, refuse_unsupported};
+
+/// A shell that runs.
+#[derive(Debug)]
+pub(super) struct Shell {
+    child: Child,
+    pidfd: AsyncFd<OwnedFd>,
+    /// For the commands' signals; the same process.
+    pub(super) signal_fd: Arc<OwnedFd>,
+    script: AsyncFd<OwnedFd>,
+    answers: AsyncFd<OwnedFd>,
+    /// Held open, so that the shell can open it by its path, again for each answer.
+    answers_childs: OwnedFd,
+    /// Our own directory in the procfs that the shell sees.
+    own_fds: String,
+    pub(super) driver: Driver,
+    number: u64,
+    /// What the user should know about the shell, until it was told.
+    pub(super) note: Option<String>,
+}
+
+/// What came of a command.
+#[derive(Debug)]
+pub(super) enum Evaluated {
+    /// The shell has answered.
+    Answered(u8, super::driver::CpuTime),
+    /// The shell has ended; `None` if its status can't be obtained.
+    Ended(Option<Ended>),
+}
+
+impl Shell {
+    /// Starts the user's shell.
+    pub(super) fn start(
+        supervisor: &Supervisor,
+        environment: SessionEnvironment,
+    ) -> Result<Self, Refused> {
+        let choice = choose(shell_of(&supervisor.user)).map_err(|why| refuse_unsupported(&why))?;
+        let Choice { dialect, program, note } = choice;
+        let SessionEnvironment { env, cwd } = environment;
+        let cwd_path = Path::new(std::ffi::OsStr::from_bytes(cwd.as_bytes()));
+        let program = resolve(program.as_os_str().as_bytes(), None, cwd_path)
+            .map_err(|failure| refuse_spawn(&failure))?;
+        let name = program.file_name().unwrap_or_default();
+        let no_room = |error: io::Error| super::keeper::no_resources(&error);
+        let invalid =
+            |error: afar_sys::exec_strings::ExecStringError| refuse_unsupported(&error.to_string());
+        let argv = [exec_string(name.as_bytes()).map_err(invalid)?, c"-s".to_owned()];
+        let program = exec_string(program.as_os_str().as_bytes()).map_err(invalid)?;
+        let ChildPipe { ours: script, childs: script_childs } = pipe_to_child().map_err(no_room)?;
+        let ChildPipe { ours: answers, childs: answers_childs } =
+            pipe_from_child().map_err(no_room)?;
+        let null = OpenOptions::new().write(true).open("/dev/null").map_err(no_room)?;
+        // Asked for instead of known: the procfs may be another pid namespace's.
+        let own_fds = std::fs::read_link("/proc/self").map_err(no_room)?;
+        let own_fds = format!("/proc/{}/fd", own_fds.display());
+        let child = spawn(&SpawnRequest {
+            program: &program,
+            argv: &argv,
+            env: &env,
+            cwd: Some(&cwd),
+            stdio: Stdio::Descriptors {
+                stdin: script_childs.as_fd(),
+                stdout: null.as_fd(),
+                stderr: null.as_fd(),
+            },
+            session: Session::New,
+            open_files_soft: supervisor.open_files_soft,
+        })
+        .map_err(|error| no_room(io::Error::other(error)))?;
+        let watch = || -> io::Result<_> {
+            let pidfd = child.pidfd().try_clone_to_owned()?;
+            let signal_fd = Arc::new(pidfd.try_clone()?);
+            Ok((
+                afar_sys::readiness::watch(pidfd, Interest::READABLE)?,
+                signal_fd,
+                afar_sys::readiness::watch(script, Interest::WRITABLE)?,
+                afar_sys::readiness::watch(answers, Interest::READABLE)?,
+            ))
+        };
+        let (pidfd, signal_fd, script, answers) = watch().map_err(|error| {
+            // It has been told nothing yet, so nothing but its own start-up is lost.
+            let _ = child.signal_group(Signal::KILL);
+            no_room(error)
+        })?;
+        let driver = Driver::new(dialect);
+        Ok(Self {
+            child,
+            pidfd,
+            signal_fd,
+            script,
+            answers,
+            answers_childs,
+            own_fds,
+            driver,
+            number: 0,
+            note,
+        })
+    }
+
+    pub(super) fn child(&self) -> &Child {
+        &self.child
+    }
+
+    /// Gives the shell a command and waits for its answer. Not cancellation safe.
+    pub(super) async fn evaluate(&mut self, turn: &Turn) -> io::Result<Evaluated> {
+        self.number += 1;
+        let path = |fd: RawFd| format!("{}/{fd}", self.own_fds);
+        let TurnStreams { stdin, stdout, stderr } = &turn.streams;
+        let answer = path(self.answers_childs.as_raw_fd());
+        let stdin = stdin.as_ref().map_or("/dev/null".to_owned(), |fd| path(fd.as_raw_fd()));
+        let stderr = stderr.as_ref().map(|fd| path(fd.as_raw_fd()));
+        let paths = Paths {
+            stdin: &stdin,
+            stdout: &path(stdout.as_raw_fd()),
+            stderr: stderr.as_deref(),
+            answer: &answer,
+        };
+        let Turn { text, exports, .. } = turn;
+        let evaluation = Evaluation { number: self.number, text, exports, paths };
+        let mut lines = self.driver.compose(&evaluation);
+        let mut received = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                more = read_some(&self.answers, &mut received) => {
+                    more?;
+                    bound_received(&mut received);
+                    match self.driver.read(self.number, &answer, &received) {
+                        Some(Answer::Status(status, cpu)) => {
+                            return Ok(Evaluated::Answered(status, cpu));
+                        }
+                        Some(Answer::AskAgain(line)) => {
+                            received.clear();
+                            lines.extend(line);
+                        }
+                        None => {}
+                    }
+                }
+                ended = self.pidfd.readable() => {
+                    // The guard's readiness stays set: an ended process stays ended.
+                    drop(ended?);
+                    if let Some(ended) = self.ended() {
+                        return Ok(Evaluated::Ended(ended));
+                    }
+                }
+                written = write_some(&self.script, &lines), if !lines.is_empty() => {
+                    // A shell that reads no more is about to end, which is seen above.
+                    let written = written.unwrap_or(lines.len());
+                    lines.drain(..written);
+                }
+            }
+        }
+    }
+
+    /// Resolves when the shell has ended by itself. Cancellation safe.
+    pub(super) async fn gone(&mut self) {
+        loop {
+            match self.pidfd.readable().await {
+                Ok(mut guard) => {
+                    if !matches!(self.child.try_wait(), Ok(None)) {
+                        return;
+                    }
+                    guard.clear_ready();
+                }
+                // The runtime is shutting down.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// `Some` once the process has ended, within which `None` means that nobody knows how.
+    pub(super) fn ended(&mut self) -> Option<Option<Ended>> {
+        match self.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(ended)) => Some(Some(ended)),
+            Err(_) => Some(None),
+        }
+    }
+
+    /// Ends the shell: the end of its script lets it run its EXIT trap and exit; after a grace it is
+    /// killed. What its commands have left running is left alone.
+    pub(super) async fn end(self) {
+        let Self { mut child, pidfd, script, answers, answers_childs, .. } = self;
+        drop((script, answers, answers_childs));
+        let ended = async {
+            while let (Ok(mut guard), Ok(None)) = (pidfd.readable().await, child.try_wait()) {
+                guard.clear_ready();
+            }
+        };
+        if tokio::time::timeout(SHELL_END_GRACE, ended).await.is_err() {
+            let _ = child.signal(Signal::KILL);
+            let _ = pidfd.readable().await;
+            let _ = child.try_wait();
+        }
+    }
+}
+
+async fn read_some(pipe: &AsyncFd<OwnedFd>, received: &mut Vec<u8>) -> io::Result<usize> {
+    let mut buffer = [0; 4096];
+    loop {
+        let mut guard = pipe.readable().await?;
+        if let Ok(read) = guard.try_io(|pipe| Ok(rustix::io::read(pipe.get_ref(), &mut buffer)?)) {
+            let count = read?;
+            received.extend_from_slice(buffer.get(..count).unwrap_or_default());
+            return Ok(count);
+        }
+    }
+}
+
+async fn write_some(pipe: &AsyncFd<OwnedFd>, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        let mut guard = pipe.writable().await?;
+        if let Ok(written) = guard.try_io(|pipe| Ok(rustix::io::write(pipe.get_ref(), bytes)?)) {
+            return written;
+        }
+    }
+}

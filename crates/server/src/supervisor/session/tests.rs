@@ -1,0 +1,5 @@
+//! Tests of sessions, with real shells.
+
+mod life;
+mod oddities;
+mod rig;
