@@ -144,7 +144,9 @@ struct Exit {
 impl Job {
     /// Runs until the job has ended, its output is sealed, and nothing of its tree is left that was
     /// to be ended.
-    pub(super) async fn run(mut self) {
+    ///
+    /// Boxed, because a future holds what it is given twice over: once as it came, once as it runs.
+    pub(super) async fn run(mut self: Box<Self>) {
         poll_fn(|context| self.poll(context)).await;
         self.tell(FromJob::Gone);
         self.hand_over_open_pipes();
@@ -365,9 +367,9 @@ impl Job {
 }
 
 async fn drain_for_nobody(pipe: AsyncFd<OwnedFd>, _stay: Stay) {
-    let mut buffer = [0; 4096];
     while let Ok(mut guard) = pipe.readable().await {
-        let read = guard.try_io(|pipe| Ok(rustix::io::read(pipe.get_ref(), &mut buffer)?));
+        // On the stack only while something is there to be read, and not in the task meanwhile.
+        let read = guard.try_io(|pipe| Ok(rustix::io::read(pipe.get_ref(), &mut [0; 4096])?));
         if matches!(read, Ok(Ok(0) | Err(_))) {
             return;
         }

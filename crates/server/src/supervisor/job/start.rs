@@ -30,7 +30,7 @@ use crate::supervisor::{Stay, Supervisor};
 #[derive(Debug)]
 pub(in crate::supervisor) struct Started {
     /// The task's state, to be run.
-    pub(in crate::supervisor) job: Job,
+    pub(in crate::supervisor) job: Box<Job>,
     /// Where to tell it things.
     pub(in crate::supervisor) commands: UnboundedSender<ToJob>,
     /// Its process id.
@@ -74,7 +74,7 @@ pub(in crate::supervisor) fn start(
     let watch = ExitWatch::of(&child);
     let unwatched = watch.why_not();
     let Ours { outputs, input } = ours;
-    let mut job = Job {
+    let mut job = Box::new(Job {
         channel,
         process: Process::Own { child, watch },
         outputs,
@@ -89,7 +89,7 @@ pub(in crate::supervisor) fn start(
         events,
         timer: Box::pin(tokio::time::sleep_until(started)),
         stay: Stay::new(supervisor),
-    };
+    });
     if let Some(error) = unwatched {
         supervisor.log.error(&format!("job {}: it can't be watched: {error}", spec.job.as_str()));
         job.give_up();

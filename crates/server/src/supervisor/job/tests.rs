@@ -70,7 +70,7 @@ async fn a_process_that_cannot_be_watched_is_killed_with_its_tree_and_its_end_is
     *watch = process::ExitWatch::Impossible(std::io::ErrorKind::Other.into());
     started.job.give_up();
     let local = tokio::task::LocalSet::new();
-    local.run_until(Box::pin(started.job.run())).await;
+    local.run_until(started.job.run()).await;
     let mut ends = Vec::new();
     while let Ok((_, event)) = told.try_recv() {
         match event {
@@ -114,4 +114,14 @@ async fn what_a_cancelled_job_still_writes_is_told_to_nobody() {
     let (bytes_told, ()) = local.run_until(both).await;
     assert!((1..=allowed.bytes).contains(&bytes_told), "{bytes_told}");
     assert_eq!(*supervisor.busy.borrow(), Counts::default());
+}
+
+#[tokio::test]
+async fn an_idle_job_takes_little_memory() {
+    let supervisor = supervisor();
+    let (started, _told) = started(&supervisor, &script("true"));
+    assert!(size_of::<Job>() < 1024, "{}", size_of::<Job>());
+    let task = started.job.run();
+    assert!(size_of_val(&task) < 256, "{}", size_of_val(&task));
+    tokio::task::LocalSet::new().run_until(task).await;
 }

@@ -83,7 +83,7 @@ impl Waiting {
             }
         };
         match started {
-            Ok(Ok(started)) => self.into_job(started).run().await,
+            Ok(Ok(started)) => Box::new(self.into_job(started)).run().await,
             Ok(Err(refused)) => {
                 self.tell(FromJob::Refused(Box::new(refused)));
                 self.tell(FromJob::Gone);
