@@ -97,6 +97,11 @@ impl Doorkeeper {
         Self { exempt, ..Self::default() }
     }
 
+    /// Exempts other addresses from now on. What is known of an address stays.
+    pub fn set_exempt(&mut self, exempt: Option<SourceList>) {
+        self.exempt = exempt;
+    }
+
     /// A connection has come: it may be served from the time that is returned on, and counts until
     /// [`Doorkeeper::leave`] is called for it.
     ///

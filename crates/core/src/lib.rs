@@ -21,8 +21,10 @@
 
 pub mod authorized_keys;
 pub mod certificate;
+pub mod config;
 pub mod diagnostic;
 pub mod doorkeeper;
+pub mod duration;
 pub mod escape;
 pub mod hints;
 pub mod host_set;

@@ -41,6 +41,9 @@ pub const KNOWN_HOSTS_LINE_BYTES_MAX: usize = 64 * 1024;
 /// Largest single ssh configuration file, in bytes.
 pub const SSH_CONFIG_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Largest `config.toml`, in bytes.
+pub const CONFIG_BYTES_MAX: usize = 1024 * 1024;
+
 /// Deepest nesting of `Include` (as in OpenSSH).
 pub const SSH_CONFIG_DEPTH_MAX: usize = 16;
 

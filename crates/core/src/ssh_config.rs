@@ -8,6 +8,7 @@
 //! A mistake in a block of another host is no concern of this one and is not reported; ssh would
 //! refuse the file.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStringExt as _;
@@ -146,6 +147,8 @@ pub struct HostSettings {
     pub proxy: Option<Proxy>,
     /// The `Match` lines whose blocks were passed over.
     pub skipped_matches: Vec<Place>,
+    /// Where each keyword that has a value here got its first one, by ssh's name of it.
+    pub places: BTreeMap<&'static str, Place>,
 }
 
 /// Reads what the files say about a host, as the user typed its name. The files are read in
@@ -253,7 +256,10 @@ impl Reader<'_, '_> {
                     }
                 }
                 Keyword::Include => self.include(&argument, &at(number), depth)?,
-                _ => self.set(keyword, &argument).map_err(wrong)?,
+                _ => {
+                    self.set(keyword, &argument).map_err(wrong)?;
+                    self.settings.places.entry(name).or_insert_with(|| at(number));
+                }
             }
         }
         Ok(())

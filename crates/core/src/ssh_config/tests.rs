@@ -65,7 +65,15 @@ fn every_setting_is_read() {
             user_known_hosts_files: paths(&["~/.ssh/k1", "~/.ssh/k2"]),
             proxy: Some(Proxy::Jump("bastion".into())),
             skipped_matches: vec![],
+            places: all.places.clone(),
         }
+    );
+    let places: Vec<String> =
+        all.places.iter().map(|(name, place)| format!("{name} {}", place.line)).collect();
+    assert_eq!(
+        places.join(", "),
+        "HostKeyAlias 8, HostName 1, IdentitiesOnly 6, IdentityAgent 7, IdentityFile 4, Port 3, \
+         ProxyJump 10, User 2, UserKnownHostsFile 9"
     );
     assert_eq!(settings("web", ""), HostSettings::default());
 }
@@ -347,7 +355,8 @@ proptest! {
         let shifted = resolve("web", &[file("config", &blocked)], &mut load);
         match (plain, shifted) {
             (Ok(plain), Ok(mut shifted)) => {
-                for place in &mut shifted.skipped_matches {
+                let places = shifted.places.values_mut().filter(|place| place.file == "config");
+                for place in shifted.skipped_matches.iter_mut().chain(places) {
                     place.line -= 4;
                 }
                 prop_assert_eq!(plain, shifted);

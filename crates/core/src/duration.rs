@@ -1,4 +1,4 @@
-//! Spans of time on the command line: `500ms`, `30s`, `5m`, `2h`, `1d`; a bare number is seconds.
+//! Spans of time as people write them: `500ms`, `30s`, `5m`, `2h`, `1d`; a bare number is seconds.
 
 use std::time::Duration;
 
@@ -10,7 +10,10 @@ const UNITS: [(&str, f64); 5] =
 const SECONDS_MAX: f64 = 3.2e9;
 
 /// Reads a span that is longer than zero.
-pub(crate) fn parse(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// What is wrong with it, or what is wanted.
+pub fn parse(text: &str) -> Result<Duration, String> {
     let number_end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, unit) = text.split_at(number_end);
     let number: f64 =
