@@ -20,7 +20,7 @@ use crate::host_keys::{HostKeyQuestion, KnownFingerprint};
 use crate::identities::OfferedKey;
 use crate::job::Job;
 use crate::prompt::{NoPrompt, Prompt};
-use crate::route::Route;
+use crate::route::{ResolvedHost, Route};
 use crate::session::Session;
 use crate::ssh_config_files::SshConfig;
 
@@ -174,6 +174,14 @@ impl Client {
     /// The configuration, or a key file that was named, can't be used.
     pub async fn keys(&self, target: Option<&Target>) -> Result<Vec<OfferedKey>, Error> {
         connect::offered_keys(self, target).await
+    }
+
+    /// What is in effect for a target, without connecting to it.
+    ///
+    /// # Errors
+    /// The configuration can't be used, or the target is reached in another way than over the network.
+    pub fn resolve(&self, target: &Target) -> Result<ResolvedHost, Error> {
+        ResolvedHost::of(&self.options, target)
     }
 
     /// Looks at the key of a host without logging in there.

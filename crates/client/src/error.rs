@@ -50,6 +50,9 @@ pub enum Error {
     /// A path in the ssh configuration can't be expanded.
     #[error("ssh configuration: {0}")]
     SshConfigPath(#[from] ExpandError),
+    /// The configuration of the program that embeds this client can't be used.
+    #[error("{0}")]
+    Configuration(String),
     /// The ssh configuration asks for a way to the host that afar does not go.
     #[error("the ssh configuration reaches {host} through {keyword} ({value})")]
     Proxy {
@@ -265,6 +268,7 @@ impl Error {
             | Self::Command(_)
             | Self::SshConfig(_)
             | Self::SshConfigPath(_)
+            | Self::Configuration(_)
             | Self::Proxy { .. }
             | Self::NoHome
             | Self::Resolve { .. } => Phase::Resolve,
@@ -319,7 +323,9 @@ impl Error {
             Self::Target { .. } | Self::BadTarget(_) | Self::Command(_) | Self::Proxy { .. } => {
                 "invalid"
             }
-            Self::SshConfig(_) | Self::SshConfigPath(_) | Self::NoHome => "bad_configuration",
+            Self::SshConfig(_) | Self::SshConfigPath(_) | Self::Configuration(_) | Self::NoHome => {
+                "bad_configuration"
+            }
             Self::Resolve { .. } => "unresolved",
             Self::Connect { .. } | Self::Tls { .. } | Self::ConnectTimeout { .. } => "unreachable",
             Self::Local(_) | Self::NoLauncher | Self::Unavailable { .. } => "no_supervisor",

@@ -51,6 +51,7 @@ mod session;
 mod ssh;
 mod ssh_config_files;
 
+pub use afar_core::ssh_config::Place;
 pub use afar_core::target::{Destination, Target, TargetError};
 pub use afar_proto::classic::limits::READ_BYTES as CLASSIC_READ_BYTES;
 pub use afar_proto::connection::Stream;
@@ -68,6 +69,6 @@ pub use identities::{KeySource, OfferedKey};
 pub use job::{Chunk, Finished, Job, JobEvent, Output, Stdin, StdinClosed};
 pub use outcome::{Outcome, StreamOutcome, format_time};
 pub use prompt::{Answer, LockedIdentity, NoPrompt, Notice, Prompt};
-pub use route::DEFAULT_PORT;
+pub use route::{DEFAULT_PORT, ResolvedHost};
 pub use session::Session;
 pub use ssh_config_files::SshConfig;

@@ -1,9 +1,13 @@
 //! From a target to what connecting needs: address, user, keys and what is known of the host.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use afar_core::ssh_config::{ExpandError, HostSettings, IdentityAgent, Proxy, Tokens, expand_path};
+use afar_core::escape::escape_for_terminal;
+use afar_core::ssh_config::{
+    ExpandError, HostSettings, IdentityAgent, Place, Proxy, Tokens, expand_path,
+};
 use afar_core::target::{Destination, Target};
 use afar_net::agent::Agent;
 
@@ -12,6 +16,7 @@ use crate::client::Options;
 use crate::error::Error;
 use crate::host_keys::KnownHost;
 use crate::identities::IdentitySources;
+use crate::prompt::Notice;
 
 /// Afar's port: A-F-A-R on a phone's keys.
 pub const DEFAULT_PORT: u16 = 2327;
@@ -36,37 +41,92 @@ pub(crate) struct Route {
     pub(crate) destination: String,
 }
 
+/// What is in effect for a host: what the target, the client's own settings and the ssh
+/// configuration say, put together. See [`Client::resolve`](crate::Client::resolve).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedHost {
+    /// The name or address to connect to.
+    pub host_name: String,
+    /// Afar's port there.
+    pub port: u16,
+    /// The user to become.
+    pub user: String,
+    /// The name by which the host's key is known, where it is another one.
+    pub host_key_alias: Option<String>,
+    /// The key files; `None` for ssh's defaults.
+    pub identities: Option<Vec<PathBuf>>,
+    /// Whether of the agent's keys only those are offered whose files are named.
+    pub identities_only: bool,
+    /// The agent's socket, if one is asked.
+    pub agent: Option<PathBuf>,
+    /// The files of known hosts, but for the system's.
+    pub known_hosts: Vec<PathBuf>,
+    /// Where the ssh configuration says something, by ssh's name of the setting. It counts where
+    /// neither the target nor the client's own settings do.
+    pub places: BTreeMap<&'static str, Place>,
+}
+
+impl ResolvedHost {
+    /// Reads what has to be read. Blocks on the file system.
+    pub(crate) fn of(options: &Options, target: &Target) -> Result<Self, Error> {
+        Ok(resolve(options, target)?.0)
+    }
+}
+
+fn resolve(
+    options: &Options,
+    target: &Target,
+) -> Result<(ResolvedHost, IdentitySources, HostSettings), Error> {
+    let destination = one_host(target)?;
+    let home = options.home()?;
+    let settings = options.ssh_config.resolve(&destination.host, &home)?;
+    for place in &settings.skipped_matches {
+        let text = format!("{place}: a Match block is passed over, afar does not evaluate them");
+        options.prompt.notice(&Notice::PassedOver(escape_for_terminal(text.as_bytes())));
+    }
+    refuse_proxy(&settings, &destination.host)?;
+    let host = settings.host_name.clone().unwrap_or_else(|| destination.host.clone());
+    let port = destination.port.or(options.port).unwrap_or(DEFAULT_PORT);
+    let named = destination.user.clone().or_else(|| options.user.clone());
+    let user = match named.or_else(|| settings.user.clone()) {
+        Some(user) => user,
+        None => local_user(options)?,
+    };
+    let expand = Expand { options, home: &home, settings: &settings };
+    let names = Names { typed: &destination.host, host: &host, user: &user };
+    let identities = identity_sources(&expand, &names)?;
+    let known_hosts = known_hosts_files(&expand, &names)?;
+    let resolved = ResolvedHost {
+        port,
+        host_key_alias: settings.host_key_alias.clone(),
+        identities: identities.files.clone(),
+        identities_only: identities.only_files,
+        agent: identities.agent.as_ref().map(|agent| agent.path().to_owned()),
+        known_hosts,
+        places: settings.places.clone(),
+        host_name: host,
+        user,
+    };
+    Ok((resolved, identities, settings))
+}
+
 impl Route {
     /// Reads what has to be read to find the way. Blocks on the file system.
     pub(crate) fn find(options: &Options, target: &Target) -> Result<Self, Error> {
-        let destination = one_host(target)?;
-        let home = options.home()?;
-        let settings = options.ssh_config.resolve(&destination.host, &home)?;
-        refuse_proxy(&settings, &destination.host)?;
-        let host = settings.host_name.clone().unwrap_or_else(|| destination.host.clone());
-        let port = destination.port.or(options.port).unwrap_or(DEFAULT_PORT);
-        let named = destination.user.clone().or_else(|| options.user.clone());
-        let user = match named.or_else(|| settings.user.clone()) {
-            Some(user) => user,
-            None => local_user(options)?,
-        };
-        let alias = settings.host_key_alias.clone();
-        let expand = Expand { options, home: &home, settings: &settings };
-        let names = Names { typed: &destination.host, host: &host, user: &user };
-        let identities = identity_sources(&expand, &names)?;
-        let known_files = known_hosts_files(&expand, &names)?;
+        let (resolved, identities, settings) = resolve(options, target)?;
+        let ResolvedHost { host_name: host, port, user, known_hosts, .. } = resolved;
         let with_system = options.known_hosts.is_none();
-        let known_as = alias.as_deref().unwrap_or(&host);
-        let known = KnownHost::load(known_as, port, settings.port, &known_files, with_system)?;
+        let known_as = settings.host_key_alias.as_deref().unwrap_or(&host);
+        let known = KnownHost::load(known_as, port, settings.port, &known_hosts, with_system)?;
         Ok(Self {
             target: target.to_string(),
             destination: format!("{user}@{}:{port}", host.to_ascii_lowercase()),
+            accepted: AcceptedKeys::in_directory(&options.state_dir(&options.home()?)),
             host,
             port,
             user,
             known,
             identities,
-            accepted: AcceptedKeys::in_directory(&options.state_dir(&home)),
         })
     }
 }

@@ -31,6 +31,11 @@ impl Door {
         Self { keeper: Mutex::new(Doorkeeper::new(exempt)), clock: Clock::new() }
     }
 
+    /// From now on these addresses get no penalties.
+    pub(super) fn set_exempt(&self, exempt: Option<SourceList>) {
+        self.keeper().set_exempt(exempt);
+    }
+
     /// Waits until a connection that has come may be served.
     ///
     /// # Errors

@@ -32,7 +32,8 @@ pub(super) struct Gate {
     user: User,
     authorized_keys: Vec<String>,
     server_files: Arc<ServerFiles>,
-    delegations: Mutex<BTreeMap<Vec<u8>, Delegation>>,
+    /// Shared with the gate that follows this one.
+    delegations: Arc<Mutex<BTreeMap<Vec<u8>, Delegation>>>,
     /// What was last remarked on a file, if anything.
     remarks: Mutex<BTreeMap<PathBuf, Diagnostics>>,
     log: Log,
@@ -57,10 +58,15 @@ impl Gate {
             user,
             authorized_keys,
             server_files: Arc::new(server_files),
-            delegations: Mutex::default(),
+            delegations: Arc::default(),
             remarks: Mutex::default(),
             log,
         }
+    }
+
+    /// Takes the place of another gate: who was vouched for there is so here, under this one's rules.
+    pub(super) fn succeed(&mut self, before: &Self) {
+        self.delegations = Arc::clone(&before.delegations);
     }
 
     /// Reads what decides about the user's keys, each file once, whatever it is then asked; on a

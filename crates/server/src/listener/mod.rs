@@ -5,6 +5,7 @@
 
 mod door;
 mod gate;
+mod live;
 mod ready;
 mod relay;
 mod trust;
@@ -19,28 +20,26 @@ use std::time::Duration;
 use afar_core::authorized_keys::SourceList;
 use afar_net::accept::accept;
 use afar_net::clock::Clock;
-use afar_net::host_key::{
-    Discovered, HostKeyError, HostKeySearch, HostPublicKey, SYSTEM_DIR, discover,
-};
-use afar_net::tls::{TlsServer, TlsSetupError};
+use afar_net::host_key::{HostKeyError, HostPublicKey};
+use afar_net::tls::TlsSetupError;
 use afar_net::transport::UnixTransport;
 use afar_proto::frame::{Frame, Kind};
 use afar_sys::child::Child;
 use afar_sys::socket::{
     Keepalive, listen_tcp, set_tcp_keepalive, set_tcp_nodelay, set_tcp_notsent_lowat,
 };
-use afar_sys::users::current_user;
+use afar_sys::users::{User, current_user};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
 use crate::launch;
 use crate::log::Log;
-use crate::paths::state_dir;
 use door::Door;
-use gate::Gate;
-use trust::ServerFiles;
+
+use live::{Current, Found, Live};
 
 pub use gate::{DELEGATION_LIFETIME_MAX, DELEGATIONS_MAX, check_pattern};
+pub use live::{Reload, check};
 
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: u16 = 1024;
@@ -137,36 +136,32 @@ pub enum ServeError {
 }
 
 struct Shared {
-    tls: TlsServer,
-    gate: Gate,
+    current: Current,
+    user: User,
     executable: PathBuf,
     log: Log,
     door: Door,
 }
 
-/// Serves until SIGTERM or SIGINT. `on_ready` is called once, when connections are accepted.
+/// Serves until SIGTERM or SIGINT. `on_ready` is called once, when connections are accepted. At
+/// SIGHUP the configuration is taken from `reload`, but for the addresses, and where anything is wrong
+/// with it the old one stays. (Where we are in the foreground of a terminal that signal says that the
+/// terminal is gone, and ends us.)
 ///
 /// Connections that are open when it ends are cut; the supervisors and their jobs live on.
 ///
 /// # Errors
 /// See [`ServeError`]; after `on_ready` there is none.
-pub fn serve(config: ServeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
+pub fn serve(
+    config: ServeConfig,
+    reload: impl Fn() -> Result<ServeConfig, String> + Send + Sync + 'static,
+    on_ready: impl FnOnce(&Ready),
+) -> Result<(), ServeError> {
     let uid = afar_sys::users::effective_uid();
     let user = current_user()
         .map_err(|source| ServeError::Io { action: "cannot read the user database", source })?
         .ok_or(ServeError::UnknownUser(uid))?;
-    let server_files = ServerFiles::open(config.trusted_user_ca_keys, config.revoked_keys)
-        .map_err(ServeError::TrustFile)?;
-    let Discovered { keys, skipped, created } = discover(&HostKeySearch {
-        configured: &config.host_keys,
-        system_dir: SYSTEM_DIR.as_ref(),
-        state_dir: &state_dir(&user.home),
-    })?;
-    for error in skipped {
-        config.log.info(&format!("host key left out: {error}"));
-    }
-    let tls = TlsServer::new(&keys)?;
-    let host_keys = keys.iter().map(|key| key.public().clone()).collect();
+    let (live, Found { host_keys, created }) = Live::load(&config, &user, None)?;
     let listeners = listen(&config.listen)?;
     let addresses: Vec<SocketAddr> = listeners.iter().map(|(_, address)| *address).collect();
     // The more connections, the more descriptors; the limit that was set for shells is low.
@@ -174,8 +169,8 @@ pub fn serve(config: ServeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), S
         config.log.info(&format!("the limit of open descriptors stays as it is: {error}"));
     }
     let shared = Arc::new(Shared {
-        tls,
-        gate: Gate::new(user, config.authorized_keys, server_files, config.log),
+        current: Current::new(live),
+        user,
         executable: config.executable,
         log: config.log,
         door: Door::new(config.penalty_exempt),
@@ -190,6 +185,10 @@ pub fn serve(config: ServeConfig, on_ready: impl FnOnce(&Ready)) -> Result<(), S
         workers.push(std::thread::spawn(move || work(&shared, listeners, stopped)));
     }
     let runtime = runtime()?;
+    if let Some(hangup) = hangup(&runtime)? {
+        let reload: Arc<Reload> = Arc::new(reload);
+        runtime.spawn(live::reload_at(hangup, reload, Arc::clone(&shared), config.listen));
+    }
     let ready = Ready { addresses, host_keys, created };
     ready::announce(&ready, config.ready_file.as_deref())?;
     on_ready(&ready);
@@ -239,6 +238,20 @@ fn runtime() -> Result<tokio::runtime::Runtime, ServeError> {
         .enable_all()
         .build()
         .map_err(|source| ServeError::Io { action: "cannot start the runtime", source })
+}
+
+/// SIGHUP, caught before anybody is told that we are ready; `None` where it is a terminal's.
+fn hangup(
+    runtime: &tokio::runtime::Runtime,
+) -> Result<Option<tokio::signal::unix::Signal>, ServeError> {
+    use std::io::IsTerminal as _;
+    use tokio::signal::unix::{SignalKind, signal};
+    if io::stdin().is_terminal() || io::stderr().is_terminal() {
+        return Ok(None);
+    }
+    let _context = runtime.enter();
+    let caught = signal(SignalKind::hangup());
+    caught.map(Some).map_err(|source| ServeError::Io { action: "cannot catch SIGHUP", source })
 }
 
 async fn until_told_to_stop() {
@@ -310,7 +323,9 @@ async fn serve_connection(shared: Arc<Shared>, socket: TcpStream, source: Socket
     let _ = set_tcp_nodelay(&socket);
     let _ = set_tcp_keepalive(&socket, KEEPALIVE);
     let _ = set_tcp_notsent_lowat(&socket, afar_net::login::NOT_SENT_LOW_WATER);
-    let came_in = accept(socket, source, &shared.tls, &shared.gate, Clock::new()).await;
+    let live = shared.current.get();
+    let came_in = accept(socket, source, &live.tls, &live.gate, Clock::new()).await;
+    drop(live);
     newcomer.leave(&came_in);
     let accepted = match came_in {
         Ok(accepted) => accepted,

@@ -13,7 +13,7 @@ pub(super) fn announce(ready: &Ready, ready_file: Option<&Path>) -> Result<(), S
         write_ready_file(ready, path)
             .map_err(|source| ServeError::ReadyFile { path: path.to_owned(), source })?;
     }
-    notify_service_manager();
+    notify_ready();
     Ok(())
 }
 
@@ -32,20 +32,32 @@ fn write_ready_file(ready: &Ready, path: &Path) -> std::io::Result<()> {
     std::fs::rename(temporary, path)
 }
 
-/// `READY=1` to `$NOTIFY_SOCKET` (sd_notify(3)). A service manager that can't be told times the
+/// Says that the service is ready, or ready again.
+pub(super) fn notify_ready() {
+    notify("READY=1\n");
+}
+
+/// Says that the configuration is being read, until [`notify_ready`] (`Type=notify-reload`).
+pub(super) fn notify_reloading() {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let micros = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1000);
+    notify(&format!("RELOADING=1\nMONOTONIC_USEC={micros}\n"));
+}
+
+/// Sends a state to `$NOTIFY_SOCKET` (sd_notify(3)). A service manager that can't be told times the
 /// start out and says so itself, so there is nothing to do about a failure here.
-fn notify_service_manager() {
+fn notify(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let Ok(socket) = UnixDatagram::unbound() else { return };
     match path.as_bytes().split_first() {
         Some((b'@', name)) => {
             use std::os::linux::net::SocketAddrExt as _;
             if let Ok(address) = UnixAddr::from_abstract_name(name) {
-                let _ = socket.send_to_addr(b"READY=1\n", &address);
+                let _ = socket.send_to_addr(state.as_bytes(), &address);
             }
         }
         _ => {
-            let _ = socket.send_to(b"READY=1\n", &path);
+            let _ = socket.send_to(state.as_bytes(), &path);
         }
     }
 }

@@ -1,0 +1,138 @@
+//! What a listener has read of its configuration, and how that is exchanged while it runs.
+
+use std::net::ToSocketAddrs as _;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use afar_net::host_key::{
+    Discovered, HostKey, HostKeySearch, HostKeys, HostPublicKey, SYSTEM_DIR, discover,
+};
+use afar_net::tls::TlsServer;
+use afar_sys::users::User;
+use tokio::signal::unix::Signal;
+
+use super::gate::Gate;
+use super::trust::ServerFiles;
+use super::{ServeConfig, ServeError, Shared, ready};
+use crate::paths::state_dir;
+
+/// Reads the configuration anew; the error is a text for the log.
+pub type Reload = dyn Fn() -> Result<ServeConfig, String> + Send + Sync;
+
+/// What a connection is let in by. One that has begun keeps that which it began with.
+pub(super) struct Live {
+    pub(super) tls: TlsServer,
+    pub(super) gate: Gate,
+}
+
+/// What was found out by the way.
+pub(super) struct Found {
+    pub(super) host_keys: Vec<HostPublicKey>,
+    pub(super) created: Option<PathBuf>,
+}
+
+impl Live {
+    /// Reads every file that the configuration names. `before` is that which this is to follow.
+    pub(super) fn load(
+        config: &ServeConfig,
+        user: &User,
+        before: Option<&Self>,
+    ) -> Result<(Self, Found), ServeError> {
+        let files = server_files(config)?;
+        let Discovered { keys, skipped, created } = discover(&HostKeySearch {
+            configured: &config.host_keys,
+            system_dir: SYSTEM_DIR.as_ref(),
+            state_dir: &state_dir(&user.home),
+        })?;
+        for error in skipped {
+            config.log.info(&format!("host key left out: {error}"));
+        }
+        let tls = TlsServer::new(&keys)?;
+        let host_keys = keys.iter().map(|key| key.public().clone()).collect();
+        let mut gate = Gate::new(user.clone(), config.authorized_keys.clone(), files, config.log);
+        if let Some(before) = before {
+            gate.succeed(&before.gate);
+        }
+        Ok((Self { tls, gate }, Found { host_keys, created }))
+    }
+}
+
+fn server_files(config: &ServeConfig) -> Result<ServerFiles, ServeError> {
+    let (authorities, revoked) = (&config.trusted_user_ca_keys, &config.revoked_keys);
+    ServerFiles::open(authorities.clone(), revoked.clone()).map_err(ServeError::TrustFile)
+}
+
+/// What is in effect.
+pub(super) struct Current(RwLock<Arc<Live>>);
+
+impl Current {
+    pub(super) fn new(live: Live) -> Self {
+        Self(RwLock::new(Arc::new(live)))
+    }
+
+    pub(super) fn get(&self) -> Arc<Live> {
+        // What is in there is whole at any time, whoever panics.
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set(&self, live: Live) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
+    }
+}
+
+/// Looks whether a listener could be started with this configuration: its files are read and its
+/// addresses looked up. Nothing is made, and nothing listened on.
+///
+/// # Errors
+/// What is wrong.
+pub fn check(config: &ServeConfig) -> Result<(), ServeError> {
+    server_files(config)?;
+    // Without any a key of our own is made where there is none, so there is nothing to check.
+    if !config.host_keys.is_empty() {
+        let keys = config.host_keys.iter().map(|path| HostKey::load(path));
+        TlsServer::new(&HostKeys::new(keys.collect::<Result<_, _>>()?)?)?;
+    }
+    for address in &config.listen {
+        let failed = |source| ServeError::Listen { address: address.clone(), source };
+        address.to_socket_addrs().map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Exchanges what is in effect at every signal, as long as nothing is wrong with the new.
+pub(super) async fn reload_at(
+    mut signal: Signal,
+    reload: Arc<Reload>,
+    shared: Arc<Shared>,
+    listen: Vec<String>,
+) {
+    while signal.recv().await.is_some() {
+        let (reload, shared, listen) = (Arc::clone(&reload), Arc::clone(&shared), listen.clone());
+        // Files can be on a disk that does not answer.
+        let done = tokio::task::spawn_blocking(move || reload_now(&*reload, &shared, &listen));
+        let _ = done.await;
+    }
+}
+
+fn reload_now(reload: &Reload, shared: &Shared, listen: &[String]) {
+    ready::notify_reloading();
+    let before = shared.current.get();
+    let loaded = reload().and_then(|config| {
+        let live = Live::load(&config, &shared.user, Some(&before));
+        live.map(|(live, _)| (config, live)).map_err(|error| error.to_string())
+    });
+    match loaded {
+        Ok((config, live)) => {
+            shared.current.set(live);
+            shared.door.set_exempt(config.penalty_exempt);
+            shared.log.info("the configuration was read anew");
+            if config.listen != listen {
+                shared.log.info("the addresses that are listened on stay until a restart");
+            }
+        }
+        Err(problem) => {
+            shared.log.error(&format!("the configuration stays as it was: {problem}"));
+        }
+    }
+    ready::notify_ready();
+}
