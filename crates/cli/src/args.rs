@@ -5,13 +5,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use afar_client::{Client, ClientBuilder, JobId, SshConfig};
+use afar_client::JobId;
 use afar_core::authorized_keys::{SourceError, SourceList};
+use afar_core::duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::console::Verbosity;
-use crate::duration;
-use crate::prompt::TerminalPrompt;
 
 /// Runs commands on other machines and gives back exactly what a terminal there would have shown.
 #[derive(Debug, Parser)]
@@ -32,6 +31,7 @@ pub(crate) enum Command {
     Stdio(StdioArgs),
     Keys(KeysArgs),
     Trust(TrustArgs),
+    Config(ConfigArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
     /// Runs one user's jobs; started when it is needed.
@@ -172,10 +172,22 @@ pub(crate) struct DemoArgs {
 Examples:
   afar serve                                this machine only
   afar serve --listen 0.0.0.0:2327          other machines too
-  afar serve --listen 127.0.0.1:0 --ready-file /tmp/afar.addr")]
+  afar serve --listen 127.0.0.1:0 --ready-file /tmp/afar.addr
+  afar serve --check                        is the configuration right?
+
+SIGHUP reads the configuration anew; a mistake in it is logged, and the old one stays.")]
 pub(crate) struct ServeArgs {
-    /// Listen on this address; may be repeated; port 0 picks a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:2327")]
+    /// Read this configuration in place of ~/.config/afar/config.toml and /etc/afar/config.toml;
+    /// none for none
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Check configuration, keys and addresses, and leave
+    #[arg(long)]
+    pub(crate) check: bool,
+
+    /// Listen on this address; may be repeated; port 0 picks a free one [default: 127.0.0.1:2327]
+    #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Vec<String>,
 
     /// Write the actual addresses to FILE, a line each, once connections are accepted
@@ -187,7 +199,8 @@ pub(crate) struct ServeArgs {
     pub(crate) host_key: Vec<PathBuf>,
 
     /// Take the keys of FILE, where %h is the user's home and %u the user's name; may be repeated
-    #[arg(long, value_name = "FILE", default_value = "%h/.ssh/authorized_keys")]
+    /// [default: %h/.ssh/authorized_keys]
+    #[arg(long, value_name = "FILE")]
     pub(crate) authorized_keys: Vec<String>,
 
     /// Take certificates of the authorities whose public keys are in FILE, for the users that they
@@ -282,6 +295,35 @@ pub(crate) struct TrustArgs {
     pub(crate) connect: ConnectArgs,
 }
 
+/// Show the settings that are in effect, and where each comes from
+///
+/// For a target what a command there would use; without one what counts for every host.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  afar config                               what counts for every host
+  afar config web                           what `afar run web` would use, and why
+  afar config --serve --json                the server's, an object a line")]
+pub(crate) struct ConfigArgs {
+    /// The target
+    pub(crate) target: Option<OsString>,
+
+    /// Show the settings of `afar serve`
+    #[arg(long, conflicts_with = "target")]
+    pub(crate) serve: bool,
+
+    /// Read this file of the server's, as `afar serve --config` does
+    #[arg(long = "config", value_name = "FILE", requires = "serve")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Print an object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
 /// Print completions for a shell
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -322,27 +364,27 @@ pub(crate) struct VerbosityArgs {
 }
 
 /// How a host is reached; the same for every command that connects.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct ConnectArgs {
     /// Use this key file; may be repeated
     #[arg(short = 'i', value_name = "KEYFILE")]
-    identity: Vec<PathBuf>,
+    pub(crate) identity: Vec<PathBuf>,
 
     /// Connect to this port where the target names none
     #[arg(short = 'p', value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    port: Option<u16>,
+    pub(crate) port: Option<u16>,
 
     /// Log in as this user where the target names none
     #[arg(short = 'l', value_name = "USER")]
-    login: Option<String>,
+    pub(crate) login: Option<String>,
 
     /// Read this ssh configuration in place of ~/.ssh/config; none for none
     #[arg(short = 'F', value_name = "CONFIG")]
-    config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
 
     /// Use this file of known hosts, in place of the user's and the system's
     #[arg(long, value_name = "FILE")]
-    known_hosts: Option<PathBuf>,
+    pub(crate) known_hosts: Option<PathBuf>,
 
     /// Trust a host of which nothing is known yet without asking
     #[arg(long)]
@@ -350,18 +392,18 @@ pub(crate) struct ConnectArgs {
 
     /// Time for reaching the host, and again for the login [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
-    connect_timeout: Option<Duration>,
+    pub(crate) connect_timeout: Option<Duration>,
 
-    /// The ssh program that reaches ssh://HOST [default: ssh]
-    #[arg(long, value_name = "PROG", env = "AFAR_SSH")]
-    ssh: Option<OsString>,
+    /// The ssh program that reaches ssh://HOST [variable: AFAR_SSH] [default: ssh]
+    #[arg(long, value_name = "PROG")]
+    pub(crate) ssh: Option<OsString>,
 
     /// Afar's program on ssh://HOST, if it is not in the PATH of a login there
     #[arg(long, value_name = "PATH")]
-    remote_afar: Option<String>,
+    pub(crate) remote_afar: Option<String>,
 
     #[command(flatten)]
-    verbosity: VerbosityArgs,
+    pub(crate) verbosity: VerbosityArgs,
 }
 
 /// A variable for the command's environment.
@@ -416,43 +458,6 @@ impl VerbosityArgs {
 impl ConnectArgs {
     pub(crate) fn verbosity(&self) -> Verbosity {
         self.verbosity.level()
-    }
-
-    /// A client that behaves as these options say. Commands on the command line connect once, so
-    /// it asks for no ephemeral key.
-    pub(crate) fn client(&self) -> ClientBuilder {
-        let mut builder = Client::builder()
-            .accept_new(self.accept_new)
-            .delegate_for(None)
-            .prompt(TerminalPrompt::new(self.verbosity()))
-            .account(crate::commands::account);
-        for path in &self.identity {
-            builder = builder.identity(path);
-        }
-        if let Some(port) = self.port {
-            builder = builder.port(port);
-        }
-        if let Some(user) = &self.login {
-            builder = builder.user(user);
-        }
-        if let Some(path) = &self.config {
-            let none = path.as_os_str() == "none";
-            let config = if none { SshConfig::None } else { SshConfig::File(path.clone()) };
-            builder = builder.ssh_config(config);
-        }
-        if let Some(path) = &self.known_hosts {
-            builder = builder.known_hosts(path);
-        }
-        if let Some(timeout) = self.connect_timeout {
-            builder = builder.connect_timeout(timeout);
-        }
-        if let Some(program) = &self.ssh {
-            builder = builder.ssh(program);
-        }
-        if let Some(path) = &self.remote_afar {
-            builder = builder.remote_afar(path);
-        }
-        builder
     }
 }
 

@@ -5,11 +5,12 @@
 
 mod args;
 mod commands;
+mod config;
 mod console;
-mod duration;
 mod exit;
 mod prompt;
 mod run;
+mod settings;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ fn dispatch(argv: Vec<OsString>) -> Exit {
         Command::Stdio(_) => commands::stdio::cmd_stdio(),
         Command::Keys(args) => commands::keys::cmd_keys(&args),
         Command::Trust(args) => commands::trust::cmd_trust(args),
+        Command::Config(args) => commands::config::cmd_config(&args),
         Command::Completions(args) => commands::completions::cmd_completions(&args),
         Command::Man(args) => commands::man::cmd_man(&args),
         Command::Supervisor => commands::supervisor::cmd_supervisor(),

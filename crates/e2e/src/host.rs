@@ -36,6 +36,8 @@ pub struct Host {
     address: SocketAddr,
     /// One for each listener there was; the last one is that of the present listener.
     reapers: Vec<Reaper>,
+    /// Where the present listener tells its state (sd_notify(3)).
+    notices: Option<Mailbox>,
 }
 
 /// How a [`Host`] is to be started.
@@ -46,6 +48,7 @@ pub struct HostBuilder {
     keys: Option<String>,
     prefix: Vec<OsString>,
     serve: Vec<OsString>,
+    configuration: Option<PathBuf>,
     environment: Vec<(OsString, OsString)>,
 }
 
@@ -68,6 +71,14 @@ impl HostBuilder {
     #[must_use]
     pub fn serve_arg(mut self, word: impl AsRef<OsStr>) -> Self {
         self.serve.push(word.as_ref().to_owned());
+        self
+    }
+
+    /// A configuration that names host keys and `authorized_keys`, in place of options that do; it is
+    /// written here as they are.
+    #[must_use]
+    pub fn configured(mut self, file: &Path) -> Self {
+        self.configuration = Some(file.to_owned());
         self
     }
 
@@ -98,18 +109,25 @@ impl HostBuilder {
         let keys = self.keys.unwrap_or_else(|| line.trim_start().to_owned());
         home.write("authorized_keys", keys);
         let mut serve: Vec<OsString> = ["serve", "--listen", "127.0.0.1:0"].map(Into::into).into();
-        for (option, file) in [
-            ("--ready-file", "ready"),
-            ("--host-key", "host_key"),
-            ("--authorized-keys", "authorized_keys"),
-        ] {
-            serve.push(option.into());
-            serve.push(home.file(file).into());
+        serve.extend(["--ready-file".into(), home.file("ready").into()]);
+        let files = [("--host-key", "host_key"), ("--authorized-keys", "authorized_keys")];
+        if let Some(path) = &self.configuration {
+            let [(_, host_key), (_, authorized)] = files.map(|(to, name)| (to, home.file(name)));
+            let text = format!(
+                "[serve]\nhost_keys = [{host_key:?}]\nauthorized_keys = [{authorized:?}]\n"
+            );
+            fs::write(path, text).expect("the test's directory can be written");
+            serve.extend(["--config".into(), path.into()]);
+        } else {
+            for (option, file) in files {
+                serve.extend([option.into(), home.file(file).into()]);
+            }
         }
         serve.extend(self.serve);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let prefix = self.prefix;
-        let mut host = Host { home, prefix, serve, address: nowhere, reapers: Vec::new() };
+        let mut host =
+            Host { home, prefix, serve, address: nowhere, reapers: Vec::new(), notices: None };
         host.start_listener(&self.environment);
         host
     }
@@ -129,12 +147,19 @@ impl Host {
     /// One to be set up first.
     #[must_use]
     pub fn builder() -> HostBuilder {
+        Self::builder_in(Home::new())
+    }
+
+    /// The same, of this home.
+    #[must_use]
+    pub fn builder_in(home: Home) -> HostBuilder {
         HostBuilder {
-            home: Home::new(),
+            home,
             options: String::new(),
             keys: None,
             prefix: Vec::new(),
             serve: Vec::new(),
+            configuration: None,
             environment: Vec::new(),
         }
     }
@@ -269,6 +294,23 @@ impl Host {
         self.start_listener(&[]);
     }
 
+    /// Sends the listener SIGHUP, and waits until it has read its configuration anew, or has found
+    /// that it can't.
+    ///
+    /// # Panics
+    /// It does not say so to its service manager.
+    #[track_caller]
+    pub fn reload(&self) {
+        let notices = self.notices.as_ref().expect("it was started");
+        self.listener().signal(Signal::HUP);
+        for expected in ["RELOADING=1\nMONOTONIC_USEC=", "READY=1"] {
+            let said = notices.receive(self.listener());
+            if said.as_deref().is_none_or(|said| !said.starts_with(expected)) {
+                fail(&format!("it says {said:?}, not {expected:?}:\n{}", self.log()));
+            }
+        }
+    }
+
     #[track_caller]
     fn start_listener(&mut self, environment: &[(OsString, OsString)]) {
         let prepared = Prepared::new();
@@ -291,6 +333,7 @@ impl Host {
         if said.as_deref().is_none_or(|said| !said.contains("READY=1")) {
             fail(&format!("`afar serve` does not get ready ({said:?}):\n{}", self.log()));
         }
+        self.notices = Some(ready);
         let addresses = fs::read_to_string(self.home.file("ready")).expect("it is ready");
         self.address = addresses.trim().parse().expect("one address was asked for");
         self.home.trust(self.address, &self.host_key());

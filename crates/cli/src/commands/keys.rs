@@ -7,6 +7,7 @@ use crate::args::KeysArgs;
 use crate::commands::{block_on, parse_target};
 use crate::console::{fail, say, write_stdout};
 use crate::exit::Exit;
+use crate::settings::ConnectSettings;
 
 /// Prints a line a key: type, fingerprint, comment, where it is.
 pub(crate) fn cmd_keys(args: &KeysArgs) -> Exit {
@@ -14,7 +15,10 @@ pub(crate) fn cmd_keys(args: &KeysArgs) -> Exit {
         Ok(target) => target,
         Err(error) => return fail(&error),
     };
-    let client = args.connect.client().build();
+    let client = match ConnectSettings::settle(&args.connect, target.as_ref()) {
+        Ok(settings) => settings.client().build(),
+        Err(error) => return fail(&error),
+    };
     block_on(async {
         match client.keys(target.as_ref()).await {
             Ok(keys) if keys.is_empty() => {

@@ -2,6 +2,7 @@
 
 pub(crate) mod classic;
 pub(crate) mod completions;
+pub(crate) mod config;
 pub(crate) mod demo;
 pub(crate) mod keys;
 pub(crate) mod man;

@@ -10,6 +10,7 @@ use crate::commands::{block_on, launch_supervisor, parse_target};
 use crate::console::say_failure;
 use crate::exit::Exit;
 use crate::run::{RunOptions, Signals, execute, stdin_is_null};
+use crate::settings::ConnectSettings;
 
 /// Runs the command and ends as it did.
 pub(crate) fn cmd_run(args: RunArgs) -> Exit {
@@ -20,7 +21,14 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
             return Exit::Failed;
         }
     };
-    let client = args.connect.client().launcher(launch_supervisor).build();
+    let settings = match ConnectSettings::settle(&args.connect, Some(&target)) {
+        Ok(settings) => settings,
+        Err(error) => {
+            say_failure(&error, None);
+            return Exit::Failed;
+        }
+    };
+    let client = settings.client().launcher(launch_supervisor).build();
     let options = RunOptions {
         stdin: !args.no_stdin && !stdin_is_null(),
         json: args.json,
@@ -29,6 +37,10 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
         argv: args.argv.iter().map(|word| word.clone().into_vec()).collect(),
     };
     let mut command = command(args.command, args.argv).merge(args.merge);
+    // Those of the command line last: the last value of a name counts.
+    for (name, value, _) in settings.env {
+        command = command.env(name, value);
+    }
     for variable in args.env {
         command = command.env(variable.name, variable.value);
     }

@@ -1,50 +1,42 @@
 //! `afar serve`: the listener.
 
+use std::path::PathBuf;
+
 use afar_client::DEFAULT_PORT;
-use afar_server::listener::{Ready, ServeConfig, check_pattern, serve};
+use afar_server::listener::{Ready, ServeConfig, check, check_pattern, serve};
 use afar_server::log::{Level, Log};
 
 use crate::args::ServeArgs;
 use crate::commands::{executable, with_port};
 use crate::console::{Verbosity, say};
 use crate::exit::Exit;
+use crate::settings::{AUTHORIZED_KEYS, LISTEN, ServerSettings, Settled};
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT, or only checks whether it could.
 pub(crate) fn cmd_serve(args: ServeArgs) -> Exit {
-    for pattern in &args.authorized_keys {
-        if let Err(token) = check_pattern(pattern) {
-            say(&format!("serve: --authorized-keys {pattern:?}: {token} stands for nothing here"));
-            return Exit::Failed;
-        }
-    }
-    let executable = match executable() {
-        Ok(executable) => executable,
-        Err(error) => {
-            say(&format!("serve: cannot tell where afar's own program is: {error}"));
-            return Exit::Failed;
-        }
-    };
     let verbosity = args.verbosity.level();
-    let config = ServeConfig {
-        listen: args.listen.iter().map(|address| with_port(address, DEFAULT_PORT)).collect(),
-        ready_file: args.ready_file,
-        host_keys: args.host_key,
-        authorized_keys: args.authorized_keys,
-        trusted_user_ca_keys: args.trusted_user_ca_keys,
-        revoked_keys: args.revoked_keys,
-        penalty_exempt: args.penalty_exempt,
-        executable,
-        log: Log::new(match verbosity {
-            Verbosity::Quiet => Level::Error,
-            Verbosity::Normal => Level::Info,
-            Verbosity::Verbose => Level::Debug,
-        }),
-    };
-    let result = serve(config, |ready| {
-        if verbosity > Verbosity::Quiet {
-            announcement(ready).iter().for_each(|line| say(line));
+    let check_only = args.check;
+    let config = match configure(&args) {
+        Ok(config) => config,
+        Err(problem) => {
+            say(&format!("serve: {problem}"));
+            return Exit::Failed;
         }
-    });
+    };
+    let result = if check_only {
+        check(&config)
+    } else {
+        // Options stay as they were given; the files are read anew.
+        serve(
+            config,
+            move || configure(&args),
+            |ready| {
+                if verbosity > Verbosity::Quiet {
+                    announcement(ready).iter().for_each(|line| say(line));
+                }
+            },
+        )
+    };
     match result {
         Ok(()) => Exit::Status(0),
         Err(error) => {
@@ -52,6 +44,39 @@ pub(crate) fn cmd_serve(args: ServeArgs) -> Exit {
             Exit::Failed
         }
     }
+}
+
+/// What counts of the options and the configuration.
+fn configure(args: &ServeArgs) -> Result<ServeConfig, String> {
+    let settings = ServerSettings::settle(args)?;
+    let value = |settled: Settled<PathBuf>| settled.map(|(path, _)| path);
+    let authorized_keys = or_default(settings.authorized_keys, AUTHORIZED_KEYS);
+    for pattern in &authorized_keys {
+        check_pattern(pattern).map_err(|token| {
+            format!("authorized_keys {pattern:?}: {token} stands for nothing here")
+        })?;
+    }
+    let listen = or_default(settings.listen, LISTEN);
+    Ok(ServeConfig {
+        listen: listen.iter().map(|address| with_port(address, DEFAULT_PORT)).collect(),
+        ready_file: args.ready_file.clone(),
+        host_keys: settings.host_keys.map(|(keys, _)| keys).unwrap_or_default(),
+        authorized_keys,
+        trusted_user_ca_keys: value(settings.trusted_user_ca_keys),
+        revoked_keys: value(settings.revoked_keys),
+        penalty_exempt: settings.penalty_exempt.map(|(list, _)| list),
+        executable: executable()
+            .map_err(|error| format!("cannot tell where afar's own program is: {error}"))?,
+        log: Log::new(match args.verbosity.level() {
+            Verbosity::Quiet => Level::Error,
+            Verbosity::Normal => Level::Info,
+            Verbosity::Verbose => Level::Debug,
+        }),
+    })
+}
+
+fn or_default(settled: Settled<Vec<String>>, default: &str) -> Vec<String> {
+    settled.map_or_else(|| vec![default.to_owned()], |(value, _)| value)
 }
 
 /// What a person who has started a server wants to know.

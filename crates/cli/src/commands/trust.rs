@@ -8,6 +8,7 @@ use crate::commands::{block_on, parse_target};
 use crate::console::{fail, say, write_stdout};
 use crate::exit::Exit;
 use crate::prompt::{Terminal, describe};
+use crate::settings::ConnectSettings;
 
 /// Looks at the host's key and does what is wanted with it.
 pub(crate) fn cmd_trust(args: TrustArgs) -> Exit {
@@ -15,9 +16,14 @@ pub(crate) fn cmd_trust(args: TrustArgs) -> Exit {
         Ok(target) => target,
         Err(error) => return fail(&error),
     };
-    let client = args.connect.client().build();
+    let settings = match ConnectSettings::settle(&args.connect, Some(&target)) {
+        Ok(settings) => settings,
+        Err(error) => return fail(&error),
+    };
+    let client = settings.client().build();
+    let accept_new = settings.accept_new.is_some_and(|(accept_new, _)| accept_new);
     block_on(async move {
-        match trust(&client, &target, &args).await {
+        match trust(&client, &target, &args, accept_new).await {
             Ok(line) => write_stdout(format!("{line}\n").as_bytes()),
             Err(Refusal::Client(error)) => fail(&error),
             Err(Refusal::Said(line)) => {
@@ -40,7 +46,12 @@ impl From<Error> for Refusal {
     }
 }
 
-async fn trust(client: &Client, target: &Target, args: &TrustArgs) -> Result<String, Refusal> {
+async fn trust(
+    client: &Client,
+    target: &Target,
+    args: &TrustArgs,
+    accept_new: bool,
+) -> Result<String, Refusal> {
     let host = client.inspect_host(target).await?;
     let shown = &host.presented;
     let (name, key) = (&shown.name, format!("{} {}", shown.algorithm, shown.fingerprint));
@@ -54,7 +65,7 @@ async fn trust(client: &Client, target: &Target, args: &TrustArgs) -> Result<Str
     match &host.standing {
         HostStanding::Trusted => Ok(format!("{name} is known: {key}")),
         HostStanding::FirstSight => {
-            if !args.connect.accept_new {
+            if !accept_new {
                 confirm(&host, args).await?;
             }
             add(&host)

@@ -46,7 +46,7 @@ impl Server {
         let log = std::fs::File::create(place.path("serve.log")).map_err(failed)?;
         let child = Command::new(executable().map_err(failed)?)
             .arg("serve")
-            .args(["--listen", "127.0.0.1:0", "--ready-file"])
+            .args(["--config", "none", "--listen", "127.0.0.1:0", "--ready-file"])
             .arg(place.path("ready"))
             .arg("--host-key")
             .arg(place.path("host_key"))
