@@ -122,8 +122,10 @@ fn the_demo_takes_a_command_with_and_without_dashes() {
 #[test]
 fn the_server_listens_on_this_machine_only_unless_told() {
     let Command::Serve(args) = parse(&["serve"]).unwrap().command else { panic!("not serve") };
-    assert_eq!(args.listen, ["127.0.0.1:2327"]);
-    assert_eq!(args.authorized_keys, ["%h/.ssh/authorized_keys"]);
+    // What is not given is taken from the configuration, and else by default.
+    assert!(args.listen.is_empty() && args.authorized_keys.is_empty());
+    assert_eq!(crate::settings::LISTEN, "127.0.0.1:2327");
+    assert_eq!(crate::settings::AUTHORIZED_KEYS, "%h/.ssh/authorized_keys");
     let line = ["serve", "--listen", "0.0.0.0:1", "--listen", "[::1]:0"];
     let Command::Serve(args) = parse(&line).unwrap().command else { panic!("not serve") };
     assert_eq!(args.listen, ["0.0.0.0:1", "[::1]:0"]);
