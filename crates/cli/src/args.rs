@@ -173,6 +173,7 @@ Examples:
   afar serve                                this machine only
   afar serve --listen 0.0.0.0:2327          other machines too
   afar serve --listen 127.0.0.1:0 --ready-file /tmp/afar.addr
+  afar serve --classic 127.0.0.1:8080       scripts of the classic protocol too
   afar serve --check                        is the configuration right?
 
 SIGHUP reads the configuration anew; a mistake in it is logged, and the old one stays.")]
@@ -217,6 +218,21 @@ pub(crate) struct ServeArgs {
     /// patterns (10.1.*), several by comma, those with ! excepted
     #[arg(long, value_name = "LIST", value_parser = source_list)]
     pub(crate) penalty_exempt: Option<SourceList>,
+
+    /// Answer the classic protocol too, there; may be repeated; the port is 8080 unless it is given
+    ///
+    /// For scripts on this machine: it proves nobody and hides nothing. Only processes of the user who
+    /// runs the server, of NAME and of root are answered, going by what the kernel says of them.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) classic: Vec<String>,
+
+    /// Run the commands of the classic protocol as NAME; needed by root
+    #[arg(long, value_name = "NAME", requires = "classic")]
+    pub(crate) classic_user: Option<String>,
+
+    /// Allow --classic addresses that other machines reach, and let everybody there run commands
+    #[arg(long, requires = "classic")]
+    pub(crate) dangerously_classic_anywhere: bool,
 
     #[command(flatten)]
     pub(crate) verbosity: VerbosityArgs,

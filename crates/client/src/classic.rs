@@ -51,7 +51,7 @@ pub enum ClassicError {
     /// What came is no answer.
     #[error("run: {0}")]
     Response(#[from] ResponseError),
-    /// More came than the answer said; what follows can't be told apart any more.
+    /// More came than the answer said (`C-2.3`); what follows can't be told apart any more.
     #[error("run: the server sent more than its answer states ({0} bytes more)")]
     Excess(usize),
     /// The output could not be written where it was to go.
@@ -203,6 +203,7 @@ mod tests {
 
     #[test]
     fn more_than_the_answer_states_is_an_error() {
+        // C-2.3.
         let (result, _) = answer(vec![[response_header(2), b"abc".to_vec()].concat()]);
         assert!(matches!(result, Err(ClassicError::Excess(1))), "{result:?}");
     }

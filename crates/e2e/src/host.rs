@@ -34,6 +34,8 @@ pub struct Host {
     prefix: Vec<OsString>,
     serve: Vec<OsString>,
     address: SocketAddr,
+    /// Where the classic protocol is spoken, if that was asked for.
+    classic: Option<SocketAddr>,
     /// One for each listener there was; the last one is that of the present listener.
     reapers: Vec<Reaper>,
     /// Where the present listener tells its state (sd_notify(3)).
@@ -82,6 +84,14 @@ impl HostBuilder {
         self
     }
 
+    /// Serves the classic protocol too.
+    #[must_use]
+    pub fn classic(self) -> Self {
+        let user = self.home.user().to_owned();
+        let words = ["--classic", "127.0.0.1:0", "--classic-user", &user];
+        words.into_iter().fold(self, Self::serve_arg)
+    }
+
     /// A program that executes `afar serve` in its own place, with its arguments: `prlimit`, say.
     #[must_use]
     pub fn serve_through(mut self, words: &[&str]) -> Self {
@@ -126,8 +136,15 @@ impl HostBuilder {
         serve.extend(self.serve);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let prefix = self.prefix;
-        let mut host =
-            Host { home, prefix, serve, address: nowhere, reapers: Vec::new(), notices: None };
+        let mut host = Host {
+            home,
+            prefix,
+            serve,
+            address: nowhere,
+            classic: None,
+            reapers: Vec::new(),
+            notices: None,
+        };
         host.start_listener(&self.environment);
         host
     }
@@ -168,6 +185,15 @@ impl Host {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where the classic protocol is spoken.
+    ///
+    /// # Panics
+    /// Nowhere.
+    #[must_use]
+    pub fn classic_address(&self) -> SocketAddr {
+        self.classic.expect("the host was built with `classic`")
     }
 
     /// `USER@HOST:PORT`.
@@ -335,7 +361,9 @@ impl Host {
         }
         self.notices = Some(ready);
         let addresses = fs::read_to_string(self.home.file("ready")).expect("it is ready");
-        self.address = addresses.trim().parse().expect("one address was asked for");
+        let mut addresses = addresses.lines().map(|line| line.parse().expect("an address"));
+        self.address = addresses.next().expect("one address was asked for");
+        self.classic = addresses.next();
         self.home.trust(self.address, &self.host_key());
     }
 

@@ -12,14 +12,24 @@ use crate::transport::{AnyTransport, UnixTransport};
 /// Joins a connection to a supervisor's socket, whose owner the caller has checked. The grant goes
 /// ahead of everything that `connection` has queued (`W-4.8`).
 #[must_use]
+pub fn attach(
+    transport: UnixTransport,
+    grant: &Grant,
+    connection: Connection,
+    clock: Clock,
+) -> Driver<UnixTransport> {
+    let mut driver = Driver::new(transport, connection, clock);
+    driver.send_ahead(Frame::control(Kind::Grant, grant.encode()).to_bytes());
+    driver
+}
+
+/// [`attach`] for a socket, where other transports are possible too.
+#[must_use]
 pub fn attach_local(
     stream: UnixStream,
     grant: &Grant,
     connection: Connection,
     clock: Clock,
 ) -> Driver<AnyTransport> {
-    let transport = AnyTransport::Unix(UnixTransport::new(stream));
-    let mut driver = Driver::new(transport, connection, clock);
-    driver.send_ahead(Frame::control(Kind::Grant, grant.encode()).to_bytes());
-    driver
+    attach(UnixTransport::new(stream), grant, connection, clock).map(AnyTransport::Unix)
 }

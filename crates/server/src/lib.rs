@@ -4,8 +4,9 @@
 //! only relays bytes; it parses nothing of a job and runs nothing. The [`supervisor`], one a user,
 //! speaks the job protocol and owns every pipe and child of its user. [`launch`] reaches a
 //! supervisor and starts it where there is none; [`stdio`] is a listener of another kind, on what sshd
-//! has let in.
+//! has let in, and [`classic`] one for scripts that speak another protocol.
 
+pub mod classic;
 pub mod launch;
 pub mod listener;
 pub mod log;

@@ -195,7 +195,8 @@ pub struct Keepalive {
     /// Unanswered probes after which the connection fails; 1 to 127.
     pub probes: u32,
     /// How long sent data may stay unacknowledged before the connection fails (TCP_USER_TIMEOUT):
-    /// keepalive says nothing while data is in flight.
+    /// keepalive says nothing while data is in flight. Zero leaves that to the kernel's retries, and
+    /// lets a peer that is there take nothing for as long as it likes.
     pub unacknowledged: Duration,
 }
 

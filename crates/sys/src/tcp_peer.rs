@@ -8,7 +8,8 @@
 use crate::errno;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, getpeername, getsockname,
+    netlink, recv, send, socket_with,
 };
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -33,16 +34,18 @@ pub enum TcpPeer {
 /// addresses and ports to nobody else.
 ///
 /// # Errors
-/// `InvalidInput` for a socket that is not connected; the kernel has no sock_diag for TCP, or does not
+/// `EAFNOSUPPORT` for what is no socket of the internet; the kernel has no sock_diag for TCP, or does not
 /// let this process use it.
-pub fn tcp_peer(stream: &TcpStream) -> io::Result<TcpPeer> {
-    let (local, peer) = match (stream.local_addr(), stream.peer_addr()) {
-        (Ok(local), Ok(peer)) => (local, peer),
-        (_, Err(error)) if error.kind() == io::ErrorKind::NotConnected => return Ok(TcpPeer::Gone),
-        (Err(error), _) | (_, Err(error)) => return Err(error),
+pub fn tcp_peer(socket: impl AsFd) -> io::Result<TcpPeer> {
+    let local = SocketAddr::try_from(getsockname(&socket)?)?;
+    let peer = match getpeername(&socket) {
+        Ok(Some(peer)) => SocketAddr::try_from(peer)?,
+        Ok(None) => return Err(Errno::INVAL.into()),
+        Err(Errno::NOTCONN) => return Ok(TcpPeer::Gone),
+        Err(error) => return Err(error.into()),
     };
     let Some(found) = look_up(peer, local)? else { return Ok(TcpPeer::NotHere) };
-    let still_connected = matches!(tcp_state(stream)?, ESTABLISHED | CLOSE_WAIT);
+    let still_connected = matches!(tcp_state(&socket)?, ESTABLISHED | CLOSE_WAIT);
     let held = matches!(found.state, ESTABLISHED | FIN_WAIT1 | FIN_WAIT2) && found.inode != 0;
     Ok(if held && still_connected { TcpPeer::User(found.uid) } else { TcpPeer::Gone })
 }

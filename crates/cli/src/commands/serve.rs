@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use afar_client::DEFAULT_PORT;
+use afar_client::{CLASSIC_PORT, DEFAULT_PORT};
+use afar_server::classic::ClassicConfig;
 use afar_server::listener::{Ready, ServeConfig, check, check_pattern, serve};
 use afar_server::log::{Level, Log};
 
@@ -65,6 +66,11 @@ fn configure(args: &ServeArgs) -> Result<ServeConfig, String> {
         trusted_user_ca_keys: value(settings.trusted_user_ca_keys),
         revoked_keys: value(settings.revoked_keys),
         penalty_exempt: settings.penalty_exempt.map(|(list, _)| list),
+        classic: ClassicConfig {
+            listen: args.classic.iter().map(|address| with_port(address, CLASSIC_PORT)).collect(),
+            user: args.classic_user.clone(),
+            dangerously_anywhere: args.dangerously_classic_anywhere,
+        },
         executable: executable()
             .map_err(|error| format!("cannot tell where afar's own program is: {error}"))?,
         log: Log::new(match args.verbosity.level() {
@@ -90,6 +96,14 @@ fn announcement(ready: &Ready) -> Vec<String> {
         };
         lines.push(format!("listening on {address}{reach}"));
     }
+    for address in &ready.classic {
+        let reach = if address.ip().to_canonical().is_loopback() {
+            "this machine only; nothing is encrypted"
+        } else {
+            "DANGER: everybody who reaches it runs commands here"
+        };
+        lines.push(format!("classic protocol on {address} ({reach})"));
+    }
     for key in &ready.host_keys {
         lines.push(format!("host key {} {}", key.kind().ssh_name(), key.fingerprint()));
     }
@@ -106,8 +120,12 @@ mod tests {
     #[test]
     fn it_says_that_only_this_machine_can_reach_it() {
         let addresses = vec!["127.0.0.1:2327".parse().unwrap(), "0.0.0.0:1".parse().unwrap()];
-        let lines = announcement(&Ready { addresses, host_keys: Vec::new(), created: None });
+        let classic = vec!["127.0.0.1:8080".parse().unwrap(), "0.0.0.0:8080".parse().unwrap()];
+        let ready = Ready { addresses, classic, host_keys: Vec::new(), created: None };
+        let lines = announcement(&ready);
         assert!(lines.iter().any(|line| line.contains("127.0.0.1:2327 (this machine only")));
         assert!(lines.iter().any(|line| line == "listening on 0.0.0.0:1"));
+        assert!(lines.iter().any(|line| line.contains("127.0.0.1:8080 (this machine only;")));
+        assert!(lines.iter().any(|line| line.contains("0.0.0.0:8080 (DANGER")));
     }
 }

@@ -12,6 +12,9 @@ pub const REST_TIMEOUT: Duration = Duration::from_millis(30);
 /// Longest command that a server takes, in bytes (`C-3.4`).
 pub const REQUEST_BYTES_MAX: usize = 512 * 1024;
 
+/// Bytes that are kept, for a log, of a request that begins like another protocol (`C-5.4`).
+pub const FOREIGN_BYTES_SHOWN: usize = 64;
+
 /// Bytes of the length of a response's header (`C-4.1`).
 pub const LENGTH_BYTES: usize = 4;
 

@@ -1,6 +1,6 @@
 //! Where a command without length and end begins and ends, and what is no command.
 
-use super::limits::{READ_BYTES, REQUEST_BYTES_MAX, REST_TIMEOUT};
+use super::limits::{FOREIGN_BYTES_SHOWN, READ_BYTES, REQUEST_BYTES_MAX, REST_TIMEOUT};
 use crate::time::Instant;
 
 /// What the beginning of another protocol looks like: a browser, or a client at the wrong port.
@@ -77,19 +77,24 @@ fn is_http_version(word: &[u8]) -> bool {
 }
 
 /// Why something is not taken as a command; the connection is to be closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// It is longer than [`REQUEST_BYTES_MAX`].
     #[error("a command of more than {REQUEST_BYTES_MAX} bytes")]
     TooLong,
     /// It begins like another protocol.
-    #[error("{} instead of a command", .0.name())]
-    Foreign(Foreign),
+    #[error("{} instead of a command: {}", .foreign.name(), String::from_utf8_lossy(.begins))]
+    Foreign {
+        /// Which.
+        foreign: Foreign,
+        /// The first bytes of it, at most [`FOREIGN_BYTES_SHOWN`], as they came: escape them.
+        begins: Vec<u8>,
+    },
 }
 
 /// The server's half: takes what reads give and says what is one command.
 ///
-/// The protocol sends a command without length and without end, so when it is complete is a
+/// The protocol sends a command without length and without end (`C-3.1`), so when it is complete is a
 /// question of time (`C-3.2`, `C-3.3`): what has arrived is one command once nothing more is there,
 /// and when that is [`READ_BYTES`] or more, only after a silence of [`REST_TIMEOUT`].
 #[derive(Debug, Default)]
@@ -168,7 +173,10 @@ impl RequestReader {
         }
         let request = self.forget();
         Some(match Foreign::of(&request) {
-            Some(foreign) => Err(RequestError::Foreign(foreign)),
+            Some(foreign) => {
+                let begins = request.get(..FOREIGN_BYTES_SHOWN).unwrap_or(&request).to_vec();
+                Err(RequestError::Foreign { foreign, begins })
+            }
             None => Ok(request),
         })
     }
@@ -305,7 +313,19 @@ mod tests {
             (b"id\0", Foreign::Binary),
         ];
         for (bytes, foreign) in cases {
-            assert_eq!(read_once(bytes), Some(Err(RequestError::Foreign(foreign))), "{bytes:?}");
+            let expected = RequestError::Foreign { foreign, begins: bytes.to_vec() };
+            assert_eq!(read_once(bytes), Some(Err(expected)), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_beginning_of_what_is_refused_is_kept() {
+        for length in [FOREIGN_BYTES_SHOWN, FOREIGN_BYTES_SHOWN + 1, READ_BYTES - 1] {
+            let mut request = b"GET /".to_vec();
+            request.resize(length, b'x');
+            let error = read_once(&request).unwrap().unwrap_err();
+            let RequestError::Foreign { begins, .. } = error else { panic!("{error}") };
+            assert_eq!(begins, request[..FOREIGN_BYTES_SHOWN]);
         }
     }
 

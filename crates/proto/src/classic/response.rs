@@ -49,7 +49,7 @@ pub enum ResponseError {
     DataSize(i64),
 }
 
-/// The bytes ended within an answer.
+/// The bytes ended within an answer (`C-4.6`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the connection ended after {arrived} of {expected} bytes of the {part}")]
 pub struct Cut {

@@ -381,7 +381,7 @@ fn take_requests(reader: &mut RequestReader, data: &[u8], taken: &mut Vec<u8>) -
                 assert!(data.len() > REQUEST_BYTES_MAX);
                 return false;
             }
-            Err(RequestError::Foreign(_)) => return false,
+            Err(RequestError::Foreign { .. }) => return false,
         }
     }
     true

@@ -13,7 +13,7 @@ use tokio::signal::unix::Signal;
 
 use super::gate::Gate;
 use super::trust::ServerFiles;
-use super::{ServeConfig, ServeError, Shared, ready};
+use super::{ServeConfig, ServeError, Shared, classic_of, ready, serving_user};
 use crate::paths::state_dir;
 
 /// Reads the configuration anew; the error is a text for the log.
@@ -96,6 +96,7 @@ pub fn check(config: &ServeConfig) -> Result<(), ServeError> {
         let failed = |source| ServeError::Listen { address: address.clone(), source };
         address.to_socket_addrs().map_err(failed)?;
     }
+    classic_of(config, &serving_user()?)?;
     Ok(())
 }
 

@@ -32,8 +32,10 @@ use afar_sys::users::{User, current_user};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
+use crate::classic::{self, Classic, ClassicConfig, ClassicError};
 use crate::launch;
 use crate::log::Log;
+use crate::paths::state_dir;
 use door::Door;
 
 use live::{Current, Found, Live};
@@ -77,6 +79,8 @@ pub struct ServeConfig {
     pub revoked_keys: Option<PathBuf>,
     /// Addresses that get no penalties for failed logins (`W-4.11`).
     pub penalty_exempt: Option<SourceList>,
+    /// Where and how the classic protocol is served; nowhere if it names no address.
+    pub classic: ClassicConfig,
     /// Afar's own program, to start supervisors.
     pub executable: PathBuf,
     /// The log.
@@ -88,6 +92,8 @@ pub struct ServeConfig {
 pub struct Ready {
     /// The actual addresses.
     pub addresses: Vec<SocketAddr>,
+    /// Those of the classic protocol.
+    pub classic: Vec<SocketAddr>,
     /// The host keys that it proves.
     pub host_keys: Vec<HostPublicKey>,
     /// A host key that was made just now.
@@ -114,6 +120,9 @@ pub enum ServeError {
     /// A file that decides about keys can't be used.
     #[error("{0}")]
     TrustFile(String),
+    /// The classic protocol can't be served as it was asked for.
+    #[error("{0}")]
+    Classic(#[from] ClassicError),
     /// The user who runs this is in no user database.
     #[error("the user who runs the server (uid {0}) is not in the user database")]
     UnknownUser(u32),
@@ -135,12 +144,21 @@ pub enum ServeError {
     },
 }
 
-struct Shared {
+/// What the threads of a listener share.
+pub(crate) struct Shared {
     current: Current,
     user: User,
     executable: PathBuf,
     log: Log,
     door: Door,
+    classic: Option<Arc<Classic>>,
+}
+
+impl Shared {
+    /// The log.
+    pub(crate) fn log(&self) -> Log {
+        self.log
+    }
 }
 
 /// Serves until SIGTERM or SIGINT. `on_ready` is called once, when connections are accepted. At
@@ -157,13 +175,11 @@ pub fn serve(
     reload: impl Fn() -> Result<ServeConfig, String> + Send + Sync + 'static,
     on_ready: impl FnOnce(&Ready),
 ) -> Result<(), ServeError> {
-    let uid = afar_sys::users::effective_uid();
-    let user = current_user()
-        .map_err(|source| ServeError::Io { action: "cannot read the user database", source })?
-        .ok_or(ServeError::UnknownUser(uid))?;
+    let user = serving_user()?;
     let (live, Found { host_keys, created }) = Live::load(&config, &user, None)?;
-    let listeners = listen(&config.listen)?;
-    let addresses: Vec<SocketAddr> = listeners.iter().map(|(_, address)| *address).collect();
+    let mut entrances = listen(&config.listen, Protocol::Afar)?;
+    let (classic, addresses) = classic_of(&config, &user)?.unzip();
+    entrances.extend(listen(&addresses.unwrap_or_default(), Protocol::Classic)?);
     // The more connections, the more descriptors; the limit that was set for shells is low.
     if let Err(error) = afar_sys::inherit::raise_nofile_limit() {
         config.log.info(&format!("the limit of open descriptors stays as it is: {error}"));
@@ -174,22 +190,28 @@ pub fn serve(
         executable: config.executable,
         log: config.log,
         door: Door::new(config.penalty_exempt),
+        classic: classic.map(Arc::new),
     });
 
     let (stop, stopped) = watch::channel(false);
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     let mut workers = Vec::new();
     for _ in 1..threads {
-        let listeners = clone_all(&listeners)?;
+        let entrances = clone_all(&entrances)?;
         let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
-        workers.push(std::thread::spawn(move || work(&shared, listeners, stopped)));
+        workers.push(std::thread::spawn(move || work(&shared, entrances, stopped)));
     }
     let runtime = runtime()?;
     if let Some(hangup) = hangup(&runtime)? {
         let reload: Arc<Reload> = Arc::new(reload);
         runtime.spawn(live::reload_at(hangup, reload, Arc::clone(&shared), config.listen));
     }
-    let ready = Ready { addresses, host_keys, created };
+    let ready = Ready {
+        addresses: addresses_of(&entrances, Protocol::Afar),
+        classic: addresses_of(&entrances, Protocol::Classic),
+        host_keys,
+        created,
+    };
     ready::announce(&ready, config.ready_file.as_deref())?;
     on_ready(&ready);
     runtime.block_on(async {
@@ -198,7 +220,7 @@ pub fn serve(
             let _ = stop.send(true);
         });
     });
-    drive(&runtime, &shared, listeners, stopped);
+    drive(&runtime, &shared, entrances, stopped);
     for worker in workers {
         // A worker that has panicked has said so already.
         let _ = worker.join();
@@ -209,25 +231,61 @@ pub fn serve(
     Ok(())
 }
 
-fn listen(addresses: &[String]) -> Result<Vec<(StdListener, SocketAddr)>, ServeError> {
+/// The user who runs this.
+fn serving_user() -> Result<User, ServeError> {
+    let user = current_user()
+        .map_err(|source| ServeError::Io { action: "cannot read the user database", source })?;
+    user.ok_or_else(|| ServeError::UnknownUser(afar_sys::users::effective_uid()))
+}
+
+/// The server of the classic protocol and its addresses, if it is asked for.
+fn classic_of(
+    config: &ServeConfig,
+    user: &User,
+) -> Result<Option<(Classic, Vec<String>)>, ServeError> {
+    if config.classic.listen.is_empty() {
+        return Ok(None);
+    }
+    let (classic, addresses) = Classic::new(&config.classic, user, &state_dir(&user.home))?;
+    Ok(Some((classic, addresses.iter().map(ToString::to_string).collect())))
+}
+
+/// What is spoken at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Afar,
+    Classic,
+}
+
+/// An address that is listened on.
+struct Entrance {
+    listener: StdListener,
+    address: SocketAddr,
+    protocol: Protocol,
+}
+
+fn listen(addresses: &[String], protocol: Protocol) -> Result<Vec<Entrance>, ServeError> {
     use std::net::ToSocketAddrs as _;
-    let mut listeners = Vec::new();
+    let mut entrances = Vec::new();
     for text in addresses {
         let failed = |source| ServeError::Listen { address: text.clone(), source };
         for address in text.to_socket_addrs().map_err(failed)? {
             let listener = listen_tcp(address, BACKLOG).map_err(failed)?;
             listener.set_nonblocking(true).map_err(failed)?;
-            let actual = listener.local_addr().map_err(failed)?;
-            listeners.push((listener, actual));
+            let address = listener.local_addr().map_err(failed)?;
+            entrances.push(Entrance { listener, address, protocol });
         }
     }
-    Ok(listeners)
+    Ok(entrances)
 }
 
-fn clone_all(
-    listeners: &[(StdListener, SocketAddr)],
-) -> Result<Vec<(StdListener, SocketAddr)>, ServeError> {
-    let cloned = listeners.iter().map(|(listener, at)| Ok((listener.try_clone()?, *at)));
+fn addresses_of(entrances: &[Entrance], protocol: Protocol) -> Vec<SocketAddr> {
+    entrances.iter().filter(|at| at.protocol == protocol).map(|at| at.address).collect()
+}
+
+fn clone_all(entrances: &[Entrance]) -> Result<Vec<Entrance>, ServeError> {
+    let cloned =
+        entrances.iter().map(|at| Ok(Entrance { listener: at.listener.try_clone()?, ..*at }));
     cloned
         .collect::<io::Result<_>>()
         .map_err(|source| ServeError::Io { action: "cannot share a listening socket", source })
@@ -269,13 +327,9 @@ async fn until_told_to_stop() {
 }
 
 /// One thread's part of the work.
-fn work(
-    shared: &Arc<Shared>,
-    listeners: Vec<(StdListener, SocketAddr)>,
-    stopped: watch::Receiver<bool>,
-) {
+fn work(shared: &Arc<Shared>, entrances: Vec<Entrance>, stopped: watch::Receiver<bool>) {
     match runtime() {
-        Ok(runtime) => drive(&runtime, shared, listeners, stopped),
+        Ok(runtime) => drive(&runtime, shared, entrances, stopped),
         Err(error) => shared.log.error(&format!("a thread less: {error}")),
     }
 }
@@ -283,14 +337,14 @@ fn work(
 fn drive(
     runtime: &tokio::runtime::Runtime,
     shared: &Arc<Shared>,
-    listeners: Vec<(StdListener, SocketAddr)>,
+    entrances: Vec<Entrance>,
     mut stopped: watch::Receiver<bool>,
 ) {
     runtime.block_on(async {
-        for (listener, address) in listeners {
+        for Entrance { listener, address, protocol } in entrances {
             match TcpListener::from_std(listener) {
                 Ok(listener) => {
-                    tokio::spawn(accept_all(Arc::clone(shared), listener));
+                    tokio::spawn(accept_all(Arc::clone(shared), listener, protocol));
                 }
                 Err(error) => shared.log.error(&format!("cannot serve {address}: {error}")),
             }
@@ -299,16 +353,27 @@ fn drive(
     });
 }
 
-async fn accept_all(shared: Arc<Shared>, listener: TcpListener) {
+async fn accept_all(shared: Arc<Shared>, listener: TcpListener, protocol: Protocol) {
     loop {
-        match listener.accept().await {
-            Ok((socket, source)) => {
-                tokio::spawn(serve_connection(Arc::clone(&shared), socket, source));
-            }
+        let (socket, source) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 shared.log.error(&format!("cannot accept a connection: {error}"));
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
+                continue;
             }
+        };
+        let shared = Arc::clone(&shared);
+        match (protocol, &shared.classic) {
+            (Protocol::Afar, _) => {
+                tokio::spawn(serve_connection(shared, socket, source));
+            }
+            (Protocol::Classic, Some(classic)) => {
+                let classic = Arc::clone(classic);
+                tokio::spawn(classic::serve_client(shared, classic, socket, source));
+            }
+            // There is such an entrance only if there is a server for it.
+            (Protocol::Classic, None) => {}
         }
     }
 }
@@ -346,7 +411,9 @@ async fn serve_connection(shared: Arc<Shared>, socket: TcpStream, source: Socket
 }
 
 /// A connection to the user's supervisor, which is started where there is none.
-async fn connect_supervisor(shared: &Arc<Shared>) -> Result<UnixTransport, launch::LaunchError> {
+pub(crate) async fn connect_supervisor(
+    shared: &Arc<Shared>,
+) -> Result<UnixTransport, launch::LaunchError> {
     let to_transport = |stream: std::os::unix::net::UnixStream| {
         stream
             .set_nonblocking(true)

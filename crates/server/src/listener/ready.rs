@@ -21,7 +21,8 @@ pub(super) fn announce(ready: &Ready, ready_file: Option<&Path>) -> Result<(), S
 /// wanted in a directory that others can write too, where the name that it has until then could be
 /// somebody's link to a file of ours: so it is made anew, or not at all.
 fn write_ready_file(ready: &Ready, path: &Path) -> std::io::Result<()> {
-    let text: String = ready.addresses.iter().map(|address| format!("{address}\n")).collect();
+    let addresses = ready.addresses.iter().chain(&ready.classic);
+    let text: String = addresses.map(|address| format!("{address}\n")).collect();
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", std::process::id()));
     let temporary = Path::new(&name);
@@ -76,9 +77,11 @@ mod tests {
             std::os::unix::fs::symlink(&precious, link).unwrap();
         }
         let addresses = vec!["127.0.0.1:2327".parse().unwrap()];
-        let ready = Ready { addresses, host_keys: Vec::new(), created: None };
+        let classic = vec!["[::1]:8080".parse().unwrap()];
+        let ready = Ready { addresses, classic, host_keys: Vec::new(), created: None };
         write_ready_file(&ready, &path).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "127.0.0.1:2327\n");
+        let written = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(written, "127.0.0.1:2327\n[::1]:8080\n");
         assert_eq!(std::fs::read_to_string(&precious).unwrap(), "mine");
     }
 }
