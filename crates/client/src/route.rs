@@ -85,7 +85,8 @@ fn resolve(
         options.prompt.notice(&Notice::PassedOver(escape_for_terminal(text.as_bytes())));
     }
     refuse_proxy(&settings, &destination.host)?;
-    let host = settings.host_name.clone().unwrap_or_else(|| destination.host.clone());
+    // As in ssh, which matters where a path has the name in it.
+    let host = settings.host_name.as_ref().unwrap_or(&destination.host).to_ascii_lowercase();
     let port = destination.port.or(options.port).unwrap_or(DEFAULT_PORT);
     let named = destination.user.clone().or_else(|| options.user.clone());
     let user = match named.or_else(|| settings.user.clone()) {
@@ -120,7 +121,7 @@ impl Route {
         let known = KnownHost::load(known_as, port, settings.port, &known_hosts, with_system)?;
         Ok(Self {
             target: target.to_string(),
-            destination: format!("{user}@{}:{port}", host.to_ascii_lowercase()),
+            destination: format!("{user}@{host}:{port}"),
             accepted: AcceptedKeys::in_directory(&options.state_dir(&options.home()?)),
             host,
             port,
