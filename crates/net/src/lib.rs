@@ -11,6 +11,7 @@ pub mod agent;
 pub mod certificate;
 pub mod clock;
 mod der;
+pub mod dial;
 pub mod driver;
 #[cfg(test)]
 mod fido_rig;

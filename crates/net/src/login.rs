@@ -108,32 +108,6 @@ pub enum LoginError {
     Auth(AuthError),
 }
 
-/// Connects to the first address of `host` that answers. TCP_NODELAY is set before anything is
-/// sent: Nagle's algorithm against delayed acknowledgements costs 40 ms a round trip.
-///
-/// Not bounded in time; cancellation safe.
-///
-/// # Errors
-/// The name has no address, or none answers: the last failure.
-pub async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in tokio::net::lookup_host((host, port)).await? {
-        match TcpStream::connect(address).await {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                afar_sys::socket::set_tcp_notsent_lowat(&stream, NOT_SENT_LOW_WATER)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-/// Unsent bytes that the kernel may hold for a connection before it counts as full. What it holds
-/// can't be overtaken by a keystroke; what it lacks leaves a fast link idle.
-pub const NOT_SENT_LOW_WATER: u32 = 256 * 1024;
-
 /// Time within which a key that asks nobody has signed; until then TLS's Finished waits to leave in
 /// one write with the signature.
 const SIGNED_AT_ONCE: Duration = Duration::from_millis(500);

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use afar_net::accept::{AcceptError, Accepted, Admitted, Gatekeeper, ProvedLogin, accept};
 use afar_net::clock::Clock;
+use afar_net::dial::connect_tcp;
 use afar_net::host_key::{HostKey, HostKeys};
-use afar_net::login::{Candidate, LoggedIn, Login, LoginError, connect_tcp, login};
+use afar_net::login::{Candidate, LoggedIn, Login, LoginError, login};
 use afar_net::signer::{DelegatedKey, Signer};
 use afar_net::tls::{TlsServer, Verdict, connect};
 use afar_net::transport::AnyTransport;

@@ -387,7 +387,7 @@ async fn serve_connection(shared: Arc<Shared>, socket: TcpStream, source: Socket
     // away.
     let _ = set_tcp_nodelay(&socket);
     let _ = set_tcp_keepalive(&socket, KEEPALIVE);
-    let _ = set_tcp_notsent_lowat(&socket, afar_net::login::NOT_SENT_LOW_WATER);
+    let _ = set_tcp_notsent_lowat(&socket, afar_net::dial::NOT_SENT_LOW_WATER);
     let live = shared.current.get();
     let came_in = accept(socket, source, &live.tls, &live.gate, Clock::new()).await;
     drop(live);
