@@ -406,7 +406,7 @@ pub(crate) struct ConnectArgs {
     #[arg(long)]
     pub(crate) accept_new: bool,
 
-    /// Time for reaching the host, and again for the login [default: 10s]
+    /// Time for reaching the host and logging in; what a person is asked does not count [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(crate) connect_timeout: Option<Duration>,
 

@@ -315,8 +315,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Time for reaching the host, and again for the login unless a person may have to touch a key
-    /// for it.
+    /// Time for reaching the host and logging in, over all connections that it takes. What a person
+    /// is asked between them does not count, and a login by an agent, which may ask one, may take
+    /// longer.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.options.connect_timeout = timeout;
         self

@@ -10,11 +10,12 @@ use std::time::Duration;
 use afar_core::policy::Grant;
 use afar_core::target::Target;
 use afar_net::clock::Clock;
+use afar_net::dial::connect_tcp;
 use afar_net::driver::Driver;
 use afar_net::host_key::HostPublicKey;
 use afar_net::identity::{LockedKey, UnlockError};
 use afar_net::local::attach_local;
-use afar_net::login::{Candidate, LoggedIn, Login, LoginError, connect_tcp, login};
+use afar_net::login::{Candidate, LoggedIn, Login, LoginError, login};
 use afar_net::public_key::{KeyKind, fingerprint};
 use afar_net::signer::{FileKey, Signer};
 use afar_net::tls::{self, Verdict};
@@ -58,7 +59,7 @@ pub(crate) async fn connect(
         return Ok(Session::spawn(driver, &target.to_string(), pipelined));
     }
     let route = Route::find(&client.options, target)?;
-    let mut connector = Connector { client, route: &route, spec, confirmed: None };
+    let mut connector = Connector::new(client, &route, spec);
     let (driver, pipelined) = connector.establish().await?;
     Ok(Session::spawn(driver, &route.target, pipelined))
 }
@@ -81,7 +82,7 @@ pub(crate) async fn offered_keys(
 /// See [`Client::inspect_host`].
 pub(crate) async fn inspect(client: &Client, target: &Target) -> Result<InspectedHost, Error> {
     let route = Route::find(&client.options, target)?;
-    let mut connector = Connector { client, route: &route, spec: None, confirmed: None };
+    let mut connector = Connector::new(client, &route, None);
     let key = connector.look().await?;
     let (standing, presented) = match route.known.judge(&key) {
         Judgement::Trusted => (HostStanding::Trusted, route.known.question(&key, &[])),
@@ -161,9 +162,17 @@ struct Connector<'a> {
     spec: Option<OpenSpec>,
     /// The host key that a person has confirmed: this one and no other.
     confirmed: Option<HostPublicKey>,
+    /// What is left of the user's limit for all connections together. What is asked of a person
+    /// between them takes nothing of it.
+    left: Duration,
 }
 
-impl Connector<'_> {
+impl<'a> Connector<'a> {
+    fn new(client: &'a Client, route: &'a Route, spec: Option<OpenSpec>) -> Self {
+        let left = client.options.connect_timeout;
+        Self { client, route, spec, confirmed: None, left }
+    }
+
     async fn establish(&mut self) -> Result<(Driver<AnyTransport>, Option<Pipelined>), Error> {
         let mut attempt = self.first_attempt().await?;
         let mut refused: Vec<Vec<u8>> = Vec::new();
@@ -335,23 +344,36 @@ impl Connector<'_> {
 
     // One connection.
 
-    async fn reach(&self) -> Result<tokio::net::TcpStream, Error> {
+    async fn reach(&mut self) -> Result<tokio::net::TcpStream, Error> {
         let Route { host, port, .. } = self.route;
-        let after = self.client.options.connect_timeout;
-        match tokio::time::timeout(after, connect_tcp(host, *port)).await {
-            Ok(Ok(tcp)) => Ok(tcp),
+        let reached = self.within_limit(connect_tcp(host, *port), Duration::ZERO).await;
+        match reached {
+            Some(Ok(tcp)) => Ok(tcp),
             // Only the system's calls on sockets have a number; the resolver has texts.
-            Ok(Err(source)) if source.raw_os_error().is_none() => {
+            Some(Err(source)) if source.raw_os_error().is_none() => {
                 Err(Error::Resolve { host: host.clone(), source })
             }
-            Ok(Err(source)) => Err(Error::Connect { host: host.clone(), port: *port, source }),
-            Err(_) => Err(Error::ConnectTimeout {
+            Some(Err(source)) => Err(Error::Connect { host: host.clone(), port: *port, source }),
+            None => Err(Error::ConnectTimeout {
                 host: host.clone(),
-                after,
+                after: self.client.options.connect_timeout,
                 phase: Phase::Connect,
                 started: Started::No,
             }),
         }
+    }
+
+    /// The work's result, or `None` if it takes longer than what is left of the limit, or than
+    /// `at_least`. What it takes is gone from the limit.
+    async fn within_limit<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+        at_least: Duration,
+    ) -> Option<T> {
+        let started = tokio::time::Instant::now();
+        let result = tokio::time::timeout(self.left.max(at_least), work).await;
+        self.left = self.left.saturating_sub(started.elapsed());
+        result.ok()
     }
 
     /// The rule by which the handshake judges the host's key, which it notes if it accepts it, and
@@ -383,7 +405,7 @@ impl Connector<'_> {
     }
 
     async fn log_in(
-        &self,
+        &mut self,
         attempt: &Attempt,
     ) -> Result<(Result<LoggedIn, LoginError>, Option<Pipelined>), Error> {
         if attempt.candidates.is_empty() {
@@ -408,9 +430,8 @@ impl Connector<'_> {
             delegate_for: self.client.options.delegate_for.filter(|_| !by_delegated),
             software: &software,
         };
-        let limit = self.login_limit(attempt);
-        let logged_in = login(tcp, tls, side, who, connection, clock);
-        let result = tokio::time::timeout(limit, Box::pin(logged_in)).await;
+        let logged_in = Box::pin(login(tcp, tls, side, who, connection, clock));
+        let result = self.within_limit(logged_in, time_for_a_person(attempt)).await;
         // What comes after this connection is known, or told, by its result.
         self.client.in_flight.store(false, Ordering::Relaxed);
         self.remember_first_sight(proved.get());
@@ -419,28 +440,22 @@ impl Connector<'_> {
         let started = if may_have_started { Started::Unknown } else { Started::No };
         let host = || self.route.host.clone();
         match result {
-            Ok(Err(LoginError::Io(source))) => {
+            Some(Err(LoginError::Io(source))) => {
                 Err(Error::LoginLink { host: host(), source, started })
             }
-            Ok(Err(LoginError::Auth(source))) => {
+            Some(Err(LoginError::Auth(source))) => {
                 // What the server says before it has accepted a key, it says instead of accepting.
                 let told = matches!(source, AuthError::PeerClosed(_) | AuthError::PeerIncompatible);
                 let started = if told { Started::No } else { started };
                 Err(Error::Login { host: host(), source, started })
             }
-            Ok(result) => Ok((result, pipelined)),
-            Err(_) => {
+            Some(result) => Ok((result, pipelined)),
+            None => {
+                let after = self.client.options.connect_timeout.max(time_for_a_person(attempt));
                 let phase = Phase::Authenticate;
-                Err(Error::ConnectTimeout { host: host(), after: limit, phase, started })
+                Err(Error::ConnectTimeout { host: host(), after, phase, started })
             }
         }
-    }
-
-    /// The user's limit, unless a person may have to do something at the agent.
-    fn login_limit(&self, attempt: &Attempt) -> Duration {
-        let by_agent = |key: &Candidate| matches!(key, Candidate::Usable(Signer::Agent(_)));
-        let limit = self.client.options.connect_timeout;
-        if attempt.candidates.iter().any(by_agent) { limit.max(AUTH_DEADLINE) } else { limit }
     }
 
     /// Goes as far as it takes to see the host's key, and away.
@@ -458,16 +473,15 @@ impl Connector<'_> {
             delegate_for: None,
             software: "afar",
         };
-        let after = self.client.options.connect_timeout;
         let seen = Box::pin(login(tcp, tls, side, nobody, connection, clock));
-        match tokio::time::timeout(after, seen).await {
-            Ok(Err(LoginError::HostKeyRejected(key))) => Ok(*key),
-            Ok(Err(error)) => Err(self.failed(error)),
+        match self.within_limit(seen, Duration::ZERO).await {
+            Some(Err(LoginError::HostKeyRejected(key))) => Ok(*key),
+            Some(Err(error)) => Err(self.failed(error)),
             // Nobody is logged in whose key was rejected.
-            Ok(Ok(_)) => Err(Error::TaskFailed),
-            Err(_) => Err(Error::ConnectTimeout {
+            Some(Ok(_)) => Err(Error::TaskFailed),
+            None => Err(Error::ConnectTimeout {
                 host: self.route.host.clone(),
-                after,
+                after: self.client.options.connect_timeout,
                 phase: Phase::Authenticate,
                 started: Started::No,
             }),
@@ -503,6 +517,12 @@ impl Connector<'_> {
             _ => Error::TaskFailed,
         }
     }
+}
+
+/// What a login may take whatever the user's limit: an agent may be asking a person.
+fn time_for_a_person(attempt: &Attempt) -> Duration {
+    let by_agent = |key: &Candidate| matches!(key, Candidate::Usable(Signer::Agent(_)));
+    if attempt.candidates.iter().any(by_agent) { AUTH_DEADLINE } else { Duration::ZERO }
 }
 
 #[cfg(test)]

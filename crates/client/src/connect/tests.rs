@@ -486,6 +486,24 @@ async fn a_server_that_says_nothing_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn the_limit_is_for_all_connections_together() {
+    let world = World::new().await;
+    let builder = world.builder(&[]).connect_timeout(Duration::from_secs(10));
+    let client = builder.build();
+    let route = Route::find(&client.options, &world.target()).unwrap();
+    let mut connector = Connector::new(&client, &route, None);
+    tokio::time::pause();
+    let seconds = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+    assert!(connector.within_limit(seconds(6), Duration::ZERO).await.is_some());
+    // What is asked of a person meanwhile takes nothing of it.
+    seconds(60).await;
+    assert!(connector.within_limit(seconds(5), Duration::ZERO).await.is_none());
+    assert!(connector.within_limit(seconds(1), Duration::ZERO).await.is_none());
+    // An agent may be asking.
+    assert!(connector.within_limit(seconds(30), AUTH_DEADLINE).await.is_some());
+}
+
+#[tokio::test]
 async fn a_port_where_nobody_listens_is_said() {
     let world = World::new().await;
     let key = world.key("key", true);
