@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use afar_proto::json::{self, ByteString, JsonError};
+use afar_proto::json::{self, ByteString, JsonError, base64_bytes};
 use afar_proto::message::Command;
 use afar_proto::outcome::RefusalReason;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -205,6 +205,28 @@ pub struct Grant {
     pub source_address: Option<IpAddr>,
     /// What it may not do.
     pub restrictions: Restrictions,
+    /// What it rests on; `None` iff the kind is [`GrantKind::Local`].
+    #[serde(deserialize_with = "stated")]
+    pub basis: Option<Basis>,
+}
+
+/// What a grant rests on, so that the supervisor notices when it rests on nothing any more
+/// (`W-4.12`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Basis {
+    /// The key that was accepted, or the certificate, in SSH's wire encoding; for a delegated key,
+    /// that of the key which vouched for it.
+    #[serde(with = "base64_bytes")]
+    pub key: Vec<u8>,
+    /// The files of the user's keys, absolute.
+    pub key_files: Vec<ByteString>,
+    /// The server's file of trusted authorities.
+    #[serde(deserialize_with = "stated")]
+    pub trusted_authorities: Option<ByteString>,
+    /// The server's file of revoked keys.
+    #[serde(deserialize_with = "stated")]
+    pub revoked_keys: Option<ByteString>,
 }
 
 /// Reads a field that must be there: serde takes an `Option` that is missing for `None`, and a
@@ -219,7 +241,7 @@ pub enum GrantError {
     /// Not the JSON of a grant, or one with a field that is not known here.
     #[error("not a grant: {0}")]
     Malformed(#[from] JsonError),
-    /// A fingerprint where there can be none, or none where there must be one.
+    /// A key where there can be none, or none where there must be one.
     #[error("not a grant: its kind and its key do not fit")]
     KindAndKey,
 }
@@ -235,6 +257,7 @@ impl Grant {
             key_fingerprint: None,
             source_address: None,
             restrictions: Restrictions::default(),
+            basis: None,
         }
     }
 
@@ -250,7 +273,8 @@ impl Grant {
     /// Malformed, incomplete, inconsistent, or with a field that this version does not know.
     pub fn decode(payload: &[u8]) -> Result<Self, GrantError> {
         let grant: Self = json::from_slice(payload)?;
-        if (grant.kind == GrantKind::Local) == grant.key_fingerprint.is_some() {
+        let is_local = grant.kind == GrantKind::Local;
+        if is_local == grant.key_fingerprint.is_some() || is_local == grant.basis.is_some() {
             return Err(GrantError::KindAndKey);
         }
         Ok(grant)

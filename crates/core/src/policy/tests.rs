@@ -12,6 +12,12 @@ fn grant(restrictions: Restrictions) -> Grant {
         key_fingerprint: Some("SHA256:abc".into()),
         source_address: Some([192, 0, 2, 1].into()),
         restrictions,
+        basis: Some(Basis {
+            key: b"key".to_vec(),
+            key_files: vec!["/home/alice/.ssh/authorized_keys".into()],
+            trusted_authorities: None,
+            revoked_keys: Some("/etc/afar/revoked".into()),
+        }),
     }
 }
 
@@ -352,6 +358,32 @@ fn a_grant_survives_its_encoding() {
 }
 
 #[test]
+fn a_grant_has_the_bytes_of_the_specification() {
+    // W-4.8
+    let mut grant = grant(Restrictions {
+        forced_command: Some("backup".into()),
+        no_pty: true,
+        environment: vec![KeyVariable { name: "A".into(), value: ByteString(b"\xff".to_vec()) }],
+        permit_open: vec!["h:1".into()],
+        expires_at_s: Some(NOW_S),
+        ..Restrictions::default()
+    });
+    grant.user = "alice".into();
+    let payload = grant.encode();
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let frame = [&[0x0f, 0, 0, 0, 0, 0, 0, 0], length.as_slice(), &payload].concat();
+    let file = include_str!("../../../../docs/spec/vectors/grant.hex");
+    let lines = file.lines().filter(|line| !line.starts_with('#'));
+    let words = lines.flat_map(str::split_whitespace);
+    let expected: Vec<u8> = words.map(|word| u8::from_str_radix(word, 16).unwrap()).collect();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x} ")).collect::<String>();
+    let lines: Vec<String> =
+        [hex(&frame[..12])].into_iter().chain(payload.chunks(16).map(hex)).collect();
+    assert!(expected == frame, "grant.hex holds other bytes than these:\n{}", lines.join("\n"));
+    assert_eq!(Grant::decode(&expected[12..]), Ok(grant));
+}
+
+#[test]
 fn a_grant_that_is_not_understood_whole_is_refused() {
     let good = String::from_utf8(Grant::local("alice", 1000).encode()).unwrap();
     let variants = [
@@ -362,6 +394,7 @@ fn a_grant_that_is_not_understood_whole_is_refused() {
         good.replace(r#","expires_at_s":null"#, ""),
         good.replace(r#","login_shell_only":false"#, ""),
         good.replace(r#""source_address":null,"#, ""),
+        good.replace(r#","basis":null"#, ""),
         good.replace(r#""no_pty":false"#, r#""no_pty":false,"no_pty":true"#),
         good.replace(r#""uid":1000"#, r#""uid":-1"#),
         good.replace(r#""kind":"local""#, r#""kind":"key""#),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use afar_core::diagnostic::Diagnostics;
 use afar_core::key::PublicKeyBlob;
-use afar_core::policy::{Grant, GrantKind, Restrictions};
+use afar_core::policy::{Basis, Grant, GrantKind, Restrictions};
 use afar_net::accept::{Admitted, Gatekeeper, ProvedLogin};
 use afar_sys::users::User;
 
@@ -45,6 +45,15 @@ pub(super) struct Gate {
 struct Delegation {
     key: PublicKeyBlob,
     until: Instant,
+}
+
+/// What lets a key in.
+struct Found {
+    kind: GrantKind,
+    /// The key, or the one which vouched for it.
+    key: PublicKeyBlob,
+    restrictions: Restrictions,
+    basis: Basis,
 }
 
 impl Gate {
@@ -97,17 +106,21 @@ impl Gate {
         user: &str,
         key: &PublicKeyBlob,
         source: IpAddr,
-    ) -> Result<(GrantKind, PublicKeyBlob, Restrictions), Refusal> {
+    ) -> Result<Found, Refusal> {
         let accepted = self.read_files(user).await?;
+        let found = |kind, key: PublicKeyBlob, restrictions| {
+            let basis = accepted.basis(&key);
+            Found { kind, key, restrictions, basis }
+        };
         let refusal = match accepted.judge(key, source) {
-            Ok(restrictions) => return Ok((GrantKind::Key, key.clone(), restrictions)),
+            Ok(restrictions) => return Ok(found(GrantKind::Key, key.clone(), restrictions)),
             Err(refusal) => refusal,
         };
         let delegator = self.delegator(key.as_bytes()).ok_or(refusal)?;
         let restrictions = accepted
             .judge(&delegator, source)
             .map_err(|refusal| format!("{} vouched for it: {refusal}", describe(&delegator)))?;
-        Ok((GrantKind::Delegated, delegator, restrictions))
+        Ok(found(GrantKind::Delegated, delegator, restrictions))
     }
 
     /// Says what there is to remark on the files, once for each change of what that is.
@@ -183,11 +196,11 @@ impl Gatekeeper for Gate {
         let source = login.source.ip();
         let proved = login.key.blob();
         let found = self.find_grant(login.user, proved, source).await.and_then(|found| {
-            check_token(login.key.fido(), &found.2)?;
+            check_token(login.key.fido(), &found.restrictions)?;
             Ok(found)
         });
         match found {
-            Ok((kind, key, restrictions)) => {
+            Ok(Found { kind, key, restrictions, basis }) => {
                 let delegate_lifetime_s = match (kind, login.delegate) {
                     // An ephemeral key vouches for no other one, or it would never end.
                     (GrantKind::Key, Some((ephemeral, lifetime_s))) => {
@@ -202,6 +215,7 @@ impl Gatekeeper for Gate {
                     key_fingerprint: Some(key.fingerprint()),
                     source_address: Some(source),
                     restrictions,
+                    basis: Some(basis),
                 };
                 self.log.debug(&format!("{source}: let in with {}", describe(&key)));
                 Some(Admitted { grant, delegate_lifetime_s })

@@ -8,8 +8,8 @@ mod gate;
 mod live;
 mod ready;
 mod relay;
-mod trust;
-mod watched_file;
+pub(crate) mod trust;
+pub(crate) mod watched_file;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};

@@ -1,6 +1,7 @@
 //! What lets a key in: authorized_keys, authorities that are trusted, and nothing that is revoked.
 
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,22 +13,23 @@ use afar_core::key::PublicKeyBlob;
 use afar_core::limits::{
     AUTHORIZED_KEYS_BYTES_MAX, REVOKED_KEYS_BYTES_MAX, TRUSTED_KEYS_BYTES_MAX,
 };
-use afar_core::policy::Restrictions;
+use afar_core::policy::{Basis, Restrictions};
 use afar_core::revocation::RevokedKeys;
 use afar_core::trusted_keys::TrustedKeys;
 use afar_net::certificate::verify_authority;
 use afar_net::files::read_checked;
 use afar_net::signature::FidoAssertion;
+use afar_proto::json::ByteString;
 use afar_sys::users::User;
 
 use super::watched_file::WatchedFile;
 
 /// Why a key is not let in: for the log only.
-pub(super) type Refusal = String;
+pub(crate) type Refusal = String;
 
 /// The server's own files, which hold for every user.
 #[derive(Debug, Default)]
-pub(super) struct ServerFiles {
+pub(crate) struct ServerFiles {
     trusted_authorities: Option<WatchedFile<TrustedKeys>>,
     revoked_keys: Option<WatchedFile<RevokedKeys>>,
 }
@@ -42,19 +44,7 @@ impl ServerFiles {
         trusted_authorities: Option<PathBuf>,
         revoked_keys: Option<PathBuf>,
     ) -> Result<Self, String> {
-        let parse_trusted =
-            |bytes: &[u8]| TrustedKeys::parse(bytes).map_err(|error| error.to_string());
-        let parse_revoked =
-            |bytes: &[u8]| RevokedKeys::parse(bytes).map_err(|error| error.to_string());
-        // One byte over the limit, so that the reader says that the file is too large.
-        let trusted_max = TRUSTED_KEYS_BYTES_MAX as u64 + 1;
-        let revoked_max = REVOKED_KEYS_BYTES_MAX as u64 + 1;
-        let files = Self {
-            trusted_authorities: trusted_authorities
-                .map(|path| WatchedFile::new(path, trusted_max, parse_trusted)),
-            revoked_keys: revoked_keys
-                .map(|path| WatchedFile::new(path, revoked_max, parse_revoked)),
-        };
+        let files = Self::new(trusted_authorities, revoked_keys);
         if let Some(file) = &files.trusted_authorities {
             file.load().map_err(|error| format!("the trusted authorities: {error}"))?;
         }
@@ -64,9 +54,26 @@ impl ServerFiles {
         Ok(files)
     }
 
+    /// Takes the files, unread.
+    pub(crate) fn new(trusted_authorities: Option<PathBuf>, revoked_keys: Option<PathBuf>) -> Self {
+        let parse_trusted =
+            |bytes: &[u8]| TrustedKeys::parse(bytes).map_err(|error| error.to_string());
+        let parse_revoked =
+            |bytes: &[u8]| RevokedKeys::parse(bytes).map_err(|error| error.to_string());
+        // One byte over the limit, so that the reader says that the file is too large.
+        let trusted_max = TRUSTED_KEYS_BYTES_MAX as u64 + 1;
+        let revoked_max = REVOKED_KEYS_BYTES_MAX as u64 + 1;
+        Self {
+            trusted_authorities: trusted_authorities
+                .map(|path| WatchedFile::new(path, trusted_max, parse_trusted)),
+            revoked_keys: revoked_keys
+                .map(|path| WatchedFile::new(path, revoked_max, parse_revoked)),
+        }
+    }
+
     /// Reads everything that decides about keys of this user, each file once, whatever is then
     /// asked. Blocks on the file system.
-    pub(super) fn accepted_keys(&self, user: &User, key_files: Vec<PathBuf>) -> AcceptedKeys {
+    pub(crate) fn accepted_keys(&self, user: &User, key_files: Vec<PathBuf>) -> AcceptedKeys {
         AcceptedKeys {
             user: user.name.to_string_lossy().into_owned(),
             files: key_files.into_iter().map(|path| KeyFile::read(path, user)).collect(),
@@ -74,18 +81,18 @@ impl ServerFiles {
                 .trusted_authorities
                 .as_ref()
                 .map(|file| (file.path().to_owned(), file.load())),
-            revoked: self.revoked_keys.as_ref().map(WatchedFile::load),
+            revoked: self.revoked_keys.as_ref().map(|file| (file.path().to_owned(), file.load())),
         }
     }
 }
 
 /// What decides about the keys of one user, as it was read at one time.
 #[derive(Debug)]
-pub(super) struct AcceptedKeys {
+pub(crate) struct AcceptedKeys {
     user: String,
     files: Vec<KeyFile>,
     trusted: Option<(PathBuf, Result<Arc<TrustedKeys>, Refusal>)>,
-    revoked: Option<Result<Arc<RevokedKeys>, Refusal>>,
+    revoked: Option<(PathBuf, Result<Arc<RevokedKeys>, Refusal>)>,
 }
 
 /// A file of keys as it was read, or why it is not believed.
@@ -113,7 +120,7 @@ impl AcceptedKeys {
     ///
     /// # Errors
     /// Why nothing, for the log.
-    pub(super) fn judge(
+    pub(crate) fn judge(
         &self,
         key: &PublicKeyBlob,
         source: IpAddr,
@@ -147,11 +154,11 @@ impl AcceptedKeys {
     ) -> Result<(), Refusal> {
         match &self.revoked {
             None => Ok(()),
-            Some(Ok(revoked)) => match revoked.find(key, certificate) {
+            Some((_, Ok(revoked))) => match revoked.find(key, certificate) {
                 Some(revocation) => Err(revocation.to_string()),
                 None => Ok(()),
             },
-            Some(Err(error)) => {
+            Some((_, Err(error))) => {
                 Err(format!("every key counts as revoked while the list can't be used: {error}"))
             }
         }
@@ -199,6 +206,17 @@ impl AcceptedKeys {
             }
         }
         Err(reasons)
+    }
+
+    /// What lets this key in rests on these files.
+    pub(super) fn basis(&self, key: &PublicKeyBlob) -> Basis {
+        let text = |path: &Path| ByteString::from(path.as_os_str().as_bytes().to_vec());
+        Basis {
+            key: key.as_bytes().to_vec(),
+            key_files: self.files.iter().map(|file| text(&file.path)).collect(),
+            trusted_authorities: self.trusted.as_ref().map(|(path, _)| text(path)),
+            revoked_keys: self.revoked.as_ref().map(|(path, _)| text(path)),
+        }
     }
 
     /// Remarks on the files that were read.

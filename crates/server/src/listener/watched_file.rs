@@ -22,7 +22,7 @@ pub(super) struct WatchedFile<T> {
 
 /// What changes with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub(crate) struct Stamp {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -32,7 +32,8 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
+    /// `None` where there is no file. Blocks on the file system.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
         let metadata = std::fs::metadata(path).ok()?;
         Some(Self {
             device: metadata.dev(),
@@ -43,10 +44,11 @@ impl Stamp {
         })
     }
 
-    fn is_settled(&self) -> bool {
+    /// Whether the last change is longer ago than this, by the machine's clock.
+    pub(crate) fn is_older_than(&self, age: Duration) -> bool {
         let changed = u64::try_from(self.changed.0).unwrap_or(u64::MAX);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        changed.saturating_add(UNSETTLED.as_secs()) < now.as_secs()
+        changed.saturating_add(age.as_secs()) < now.as_secs()
     }
 }
 
@@ -79,7 +81,9 @@ impl<T> WatchedFile<T> {
             read_trusted(&self.path, uid, self.bytes_max).map_err(|error| error.to_string())?;
         let parsed = (self.parse)(&bytes).map_err(|error| format!("{:?}: {error}", self.path))?;
         let parsed = Arc::new(parsed);
-        *last = stamp.filter(Stamp::is_settled).map(|stamp| (stamp, Arc::clone(&parsed)));
+        *last = stamp
+            .filter(|stamp| stamp.is_older_than(UNSETTLED))
+            .map(|stamp| (stamp, Arc::clone(&parsed)));
         Ok(parsed)
     }
 }
@@ -131,8 +135,8 @@ mod tests {
         let path = directory.path().join("file");
         std::fs::write(&path, "one").unwrap();
         let stamp = Stamp::of(&path).unwrap();
-        assert!(!stamp.is_settled());
-        assert!(settled(stamp).is_settled());
+        assert!(!stamp.is_older_than(UNSETTLED));
+        assert!(settled(stamp).is_older_than(UNSETTLED));
         let watched = file(&path);
         assert_eq!(*watched.load().unwrap(), "one");
         assert!(watched.last.lock().unwrap().is_none());

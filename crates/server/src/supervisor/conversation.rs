@@ -18,6 +18,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::job::{Allowance, FromJob, ToJob, start, start_in_session};
 use super::request::prepare;
 use super::session::{SessionRequest, prepare_in_session};
+use super::standing::{self, Standing};
 use super::{Supervisor, TakenId};
 
 /// A stream's allowance is topped up when at least this much can be added, so that bulk output does
@@ -27,6 +28,9 @@ const TOP_UP_BYTES: usize = 64 * 1024;
 /// For each of so many bytes of room, one piece is allowed: output that comes in smaller pieces is
 /// read no further ahead than 1,024 of them.
 const BYTES_PER_PIECE: usize = 1024;
+
+/// What a client is told whose key does not count any more; why is for the log.
+const REVOKED: &str = "the key that this connection was let in with is not accepted any more";
 
 /// What a conversation knows of a job that it started.
 struct Running {
@@ -45,6 +49,8 @@ pub(super) struct Conversation {
     /// Its number, which is that of its sessions.
     number: u64,
     grant: Grant,
+    /// What the grant rests on; `None` for a local one.
+    standing: Option<Standing>,
     driver: Driver<UnixTransport>,
     jobs: BTreeMap<ChannelId, Running>,
     from_jobs: UnboundedReceiver<(ChannelId, FromJob)>,
@@ -62,15 +68,19 @@ impl Conversation {
         let config = Config { features: vec![FEATURE_SESSION.to_owned()], ..Config::default() };
         let connection = Connection::new(Role::Server, config, clock.now());
         let number = supervisor.next_connection();
+        let standing = Standing::of(&grant, &supervisor.user);
         let mut driver = Driver::new(transport, connection, clock);
         driver.feed(first);
         let (to_self, from_jobs) = unbounded_channel();
-        Self { supervisor, number, grant, driver, jobs: BTreeMap::new(), from_jobs, to_self }
+        let jobs = BTreeMap::new();
+        Self { supervisor, number, grant, standing, driver, jobs, from_jobs, to_self }
     }
 
     /// Runs until the connection has ended and every job that it had is cleaned up after.
     pub(super) async fn run(mut self) {
         let mut stopping = self.supervisor.stopping.subscribe();
+        let supervisor = Rc::clone(&self.supervisor);
+        let mut lost = std::pin::pin!(standing::lost(self.standing.clone(), &supervisor.looking));
         loop {
             tokio::select! {
                 _ = stopping.wait_for(|stopping| *stopping) => {
@@ -78,8 +88,20 @@ impl Conversation {
                     self.driver.connection().close(GoodbyeCode::Unavailable, message);
                     break;
                 }
+                refusal = &mut lost => {
+                    self.revoke(&refusal);
+                    break;
+                }
                 event = self.driver.next() => {
                     if let Event::Closed(_) = event {
+                        break;
+                    }
+                    if let Event::Open { channel, .. } | Event::Attach { channel, .. } = &event
+                        && let Some(Err(refusal)) = self.standing.as_mut().map(Standing::check)
+                    {
+                        // Nothing of it is started, and it is told so.
+                        self.refuse(*channel, &refused(RefusalReason::Denied, REVOKED));
+                        self.revoke(&refusal);
                         break;
                     }
                     self.handle_event(event);
@@ -106,6 +128,12 @@ impl Conversation {
                 self.jobs.remove(&channel);
             }
         }
+    }
+
+    fn revoke(&mut self, refusal: &str) {
+        let key = self.grant.key_fingerprint.as_deref().unwrap_or_default();
+        self.supervisor.log.info(&format!("a connection of {key} is ended: {refusal}"));
+        self.driver.connection().close(GoodbyeCode::Revoked, REVOKED);
     }
 
     // What the client says.

@@ -9,12 +9,14 @@ mod environment;
 mod job;
 mod request;
 mod session;
+mod standing;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use afar_core::policy::{Grant, JobScope};
@@ -27,7 +29,7 @@ use afar_sys::users::{User, current_user, effective_uid};
 use bytes::Bytes;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::log::Log;
 use crate::paths::{LOCK_NAME, SOCKET_NAME, runtime_dir};
@@ -35,6 +37,7 @@ use conversation::Conversation;
 
 pub use job::{DRAIN_MAX, DRAIN_SILENCE};
 pub use session::{SESSION_IDLE_MAX, SESSION_QUEUE_MAX, SESSIONS_MAX};
+pub use standing::STANDING_INTERVAL;
 
 /// How long a supervisor without connections and jobs stays.
 pub const IDLE_EXIT: Duration = Duration::from_secs(600);
@@ -111,6 +114,8 @@ struct Supervisor {
     busy: watch::Sender<Counts>,
     /// Whether it was told to end.
     stopping: watch::Sender<bool>,
+    /// The turn to look at what grants rest on.
+    looking: Arc<Semaphore>,
     log: Log,
 }
 
@@ -187,6 +192,7 @@ pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
         sessions: session::Sessions::default(),
         busy,
         stopping,
+        looking: Arc::new(Semaphore::new(1)),
         log: config.log,
     });
     let runtime = tokio::runtime::Builder::new_current_thread()

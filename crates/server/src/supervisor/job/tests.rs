@@ -21,6 +21,7 @@ fn supervisor() -> std::rc::Rc<Supervisor> {
         sessions: crate::supervisor::session::Sessions::default(),
         busy: watch::channel(Counts::default()).0,
         stopping: watch::channel(false).0,
+        looking: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
         log: Log::default(),
     })
 }

@@ -82,6 +82,7 @@ impl Rig {
             sessions: Sessions::with_limits(limits),
             busy: watch::channel(Counts::default()).0,
             stopping: watch::channel(false).0,
+            looking: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
             log: Log::default(),
         });
         Self { supervisor, grant, connection: 1, jobs: Cell::default() }
