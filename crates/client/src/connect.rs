@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use afar_core::policy::Grant;
 use afar_core::target::Target;
+use afar_net::agent::UnusableKey;
 use afar_net::clock::Clock;
 use afar_net::dial::connect_tcp;
 use afar_net::driver::Driver;
@@ -29,7 +30,7 @@ use afar_proto::{Config, Connection, Role};
 use crate::client::{Client, HostStanding, InspectedHost, Options};
 use crate::error::Error;
 use crate::host_keys::{HostKeyProblem, HostKeyQuestion, Judgement};
-use crate::identities::{LoadedFiles, OfferedKey, offered};
+use crate::identities::{LoadedFiles, OfferedKey, offered, shown_fingerprint};
 use crate::job::Job;
 use crate::prompt::{Answer, LockedIdentity, Notice};
 use crate::route::{self, Route};
@@ -75,7 +76,12 @@ pub(crate) async fn offered_keys(
     };
     let files = sources.load_files()?;
     tell_skipped(client, &files);
-    let candidates = sources.candidates(files, sources.agent_keys().await);
+    let held = sources.agent_keys().await;
+    for UnusableKey { comment, reason } in held.unusable {
+        let text = format!("the agent's key \"{comment}\" can't be used: {reason}");
+        client.options.prompt.notice(&Notice::PassedOver(text));
+    }
+    let candidates = sources.candidates(files, held.keys);
     Ok(candidates.iter().map(|key| offered(key, sources.agent.as_ref())).collect())
 }
 
@@ -246,7 +252,7 @@ impl<'a> Connector<'a> {
         let sources = &self.route.identities;
         let files = sources.load_files()?;
         tell_skipped(self.client, &files);
-        let mut candidates = sources.candidates(files, sources.agent_keys().await);
+        let mut candidates = sources.candidates(files, sources.agent_keys().await.keys);
         candidates.retain(|key| refused.iter().all(|blob| blob != key.public_blob()));
         Ok(candidates)
     }
@@ -269,7 +275,7 @@ impl<'a> Connector<'a> {
         let prompt = Arc::clone(&self.client.options.prompt);
         let unlocked = off_the_runtime(move || {
             locked.unlock_with(PASSPHRASE_ATTEMPTS, &mut |key, attempt| {
-                let fingerprint = fingerprint(key.public_blob());
+                let fingerprint = shown_fingerprint(key.public_blob());
                 let (path, comment) = (key.path(), key.comment());
                 let identity = LockedIdentity { path, fingerprint: &fingerprint, comment };
                 prompt.passphrase(&identity, attempt)
@@ -497,7 +503,7 @@ impl<'a> Connector<'a> {
     fn keys_refused(&self, attempt: &Attempt, refused: &[Vec<u8>]) -> Error {
         let tried = attempt.candidates.iter().map(Candidate::public_blob);
         let mut keys: Vec<String> =
-            refused.iter().map(Vec::as_slice).chain(tried).map(fingerprint).collect();
+            refused.iter().map(Vec::as_slice).chain(tried).map(shown_fingerprint).collect();
         keys.dedup();
         Error::KeysRefused {
             host: self.route.host.clone(),

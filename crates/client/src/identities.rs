@@ -3,11 +3,15 @@
 //! First those that can sign at once, then what else the agent holds, last the files that would
 //! have to be unlocked: a person is not asked for a passphrase while another key would do.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use afar_core::certificate::Certificate;
 use afar_core::key::PublicKeyBlob;
-use afar_net::agent::{Agent, AgentKey};
-use afar_net::identity::{self, IdentityError, IdentityFile};
+use afar_net::agent::{Agent, AgentKey, Identities};
+use afar_net::identity::{self, IdentityError, IdentityFile, certificate_beside};
 use afar_net::login::Candidate;
 use afar_net::public_key::fingerprint;
 use afar_net::signer::Signer;
@@ -20,6 +24,8 @@ pub(crate) struct IdentitySources {
     /// The key files, in order; a public one stands for the agent's key. `None` for ssh's defaults
     /// in `home`.
     pub(crate) files: Option<Vec<PathBuf>>,
+    /// Certificates besides those that lie beside key files (ssh_config(5), `CertificateFile`).
+    pub(crate) certificates: Vec<PathBuf>,
     /// The user's home directory.
     pub(crate) home: PathBuf,
     /// Whether the user named the files, so that one that can't be used is an error.
@@ -42,6 +48,38 @@ pub struct OfferedKey {
     pub comment: String,
     /// Where it is.
     pub source: KeySource,
+    /// What its certificate says, where it is offered by one.
+    pub certificate: Option<OfferedCertificate>,
+}
+
+/// What a certificate says, for showing. Texts are the authority's: escape them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfferedCertificate {
+    /// The authority's name for it.
+    pub key_id: String,
+    /// The authority's number for it.
+    pub serial: u64,
+    /// The users that it names.
+    pub principals: Vec<String>,
+    /// The first second at which it is valid, in Unix time; 0 for ever before.
+    pub valid_after_s: u64,
+    /// The first second at which it is no longer valid; `u64::MAX` for never.
+    pub valid_before_s: u64,
+    /// The fingerprint of its authority.
+    pub authority: String,
+}
+
+impl OfferedCertificate {
+    fn of(certificate: &Certificate) -> Self {
+        Self {
+            key_id: certificate.key_id().to_owned(),
+            serial: certificate.serial(),
+            principals: certificate.principals().to_vec(),
+            valid_after_s: certificate.valid_after_s(),
+            valid_before_s: certificate.valid_before_s(),
+            authority: certificate.authority().fingerprint(),
+        }
+    }
 }
 
 /// Where a key is.
@@ -62,14 +100,18 @@ pub(crate) struct LoadedFiles {
     pub(crate) identities: Vec<IdentityFile>,
     /// Public keys whose secret may be in the agent.
     public: Vec<Vec<u8>>,
+    certificates: Vec<Arc<Certificate>>,
     /// Files that can't be used, each with the reason; those that are not there are left out.
     pub(crate) skipped: Vec<IdentityError>,
 }
 
 impl IdentitySources {
-    /// Reads the key files. Blocks on the file system.
+    /// Reads the key files and their certificates. Blocks on the file system.
     pub(crate) fn load_files(&self) -> Result<LoadedFiles, Error> {
         let mut loaded = LoadedFiles::default();
+        for path in &self.certificates {
+            loaded.add_certificate(path);
+        }
         let Some(files) = &self.files else {
             let defaults = identity::load_defaults(&self.home);
             loaded.identities = defaults.identities;
@@ -77,65 +119,104 @@ impl IdentitySources {
                 loaded.public.extend(public_half(&error));
                 loaded.skipped.push(error);
             }
+            // A certificate may be there without the key, which is in the agent.
+            for path in identity::default_paths(&self.home) {
+                loaded.add_certificate(&certificate_beside(&path));
+            }
             return Ok(loaded);
         };
         for path in files {
-            match identity::load(path) {
-                Ok(identity) => loaded.identities.push(identity),
-                // A private key that others can read is refused; its public half does not mend it.
-                Err(error @ IdentityError::File(_)) if !error.is_not_found() => {
-                    if self.explicit {
-                        return Err(error.into());
-                    }
-                    loaded.skipped.push(error);
-                }
-                Err(error) => {
-                    // `-i key.pub`, or a key of which only the public half is here.
-                    if let Some(public) = load_public_half(path) {
-                        loaded.public.push(public);
-                    } else if self.explicit {
-                        return Err(error.into());
-                    } else if !error.is_not_found() {
-                        loaded.skipped.push(error);
-                    }
-                }
-            }
+            self.load_file(path, &mut loaded)?;
+            loaded.add_certificate(&certificate_beside(path));
         }
         Ok(loaded)
     }
 
-    /// The agent's keys. An agent that does not answer has none: the files may do.
-    pub(crate) async fn agent_keys(&self) -> Vec<AgentKey> {
+    fn load_file(&self, path: &Path, loaded: &mut LoadedFiles) -> Result<(), Error> {
+        // `-i id_x-cert.pub`: the certificate, and the key beside it if it is there.
+        if let Some(key) = key_beside(path)
+            && loaded.add_certificate(path)
+        {
+            return match identity::load(&key) {
+                Ok(identity) => {
+                    loaded.identities.push(identity);
+                    Ok(())
+                }
+                Err(error @ IdentityError::File(_)) if !error.is_not_found() => Err(error.into()),
+                Err(_) => Ok(()),
+            };
+        }
+        match identity::load(path) {
+            Ok(identity) => loaded.identities.push(identity),
+            // A private key that others can read is refused; its public half does not mend it.
+            Err(error @ IdentityError::File(_)) if !error.is_not_found() => {
+                // But that a public one is open to others is as it should be.
+                if let Ok(public) = identity::load_public(path) {
+                    loaded.public.push(public.blob);
+                    return Ok(());
+                }
+                if self.explicit {
+                    return Err(error.into());
+                }
+                loaded.skipped.push(error);
+            }
+            Err(error) => {
+                // `-i key.pub`, or a key of which only the public half is here.
+                if let Some(public) = load_public_half(path) {
+                    loaded.public.push(public);
+                } else if self.explicit {
+                    return Err(error.into());
+                } else if !error.is_not_found() {
+                    loaded.skipped.push(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the agent holds. An agent that does not answer has none: the files may do.
+    pub(crate) async fn agent_keys(&self) -> Identities {
         match &self.agent {
             Some(agent) => agent.identities().await.unwrap_or_default(),
-            None => Vec::new(),
+            None => Identities::default(),
         }
     }
 
-    /// All candidates in the order in which they are offered, without repetition.
+    /// All candidates in the order in which they are offered, without repetition; a key's
+    /// certificates before the key itself.
     pub(crate) fn candidates(&self, files: LoadedFiles, agent: Vec<AgentKey>) -> Vec<Candidate> {
-        let LoadedFiles { identities, public, .. } = files;
+        let LoadedFiles { identities, public, certificates, .. } = files;
         let mut ready = Vec::new();
         let mut locked = Vec::new();
         let named: Vec<Vec<u8>> = identities
             .iter()
             .map(|identity| identity.public_blob().to_vec())
             .chain(public)
+            .chain(certificates.iter().map(|certificate| certificate.key().as_bytes().to_vec()))
             .collect();
         for identity in identities {
-            match identity {
-                IdentityFile::Ready(key) => ready.push(Candidate::Usable(Signer::File(key))),
-                IdentityFile::Locked(key) => locked.push(Candidate::Locked(key)),
+            let certified: Vec<IdentityFile> =
+                certificates.iter().filter_map(|one| identity.with_certificate(one)).collect();
+            for identity in certified.into_iter().chain([identity]) {
+                match identity {
+                    IdentityFile::Ready(key) => ready.push(Candidate::Usable(Signer::File(key))),
+                    IdentityFile::Locked(key) => locked.push(Candidate::Locked(key)),
+                }
             }
         }
         // A stable sort: keys that the user named keep ahead of the agent's others.
         let rank = |blob: &[u8]| named.iter().position(|named| named == blob);
         let mut agent: Vec<AgentKey> = agent
             .into_iter()
-            .filter(|key| !self.only_files || rank(key.public_blob()).is_some())
+            .filter(|key| !self.only_files || rank(key.key_blob()).is_some())
             .collect();
-        agent.sort_by_key(|key| rank(key.public_blob()).unwrap_or(usize::MAX));
-        let agent = agent.into_iter().map(|key| Candidate::Usable(Signer::Agent(key)));
+        agent.sort_by_key(|key| rank(key.key_blob()).unwrap_or(usize::MAX));
+        let agent = agent.into_iter().flat_map(|key| {
+            let certified: Vec<AgentKey> =
+                certificates.iter().filter_map(|one| key.with_certificate(one)).collect();
+            certified.into_iter().chain([key])
+        });
+        let agent = agent.map(|key| Candidate::Usable(Signer::Agent(key)));
         let mut candidates: Vec<Candidate> = Vec::new();
         for candidate in ready.into_iter().chain(agent).chain(locked) {
             let blob = candidate.public_blob();
@@ -145,6 +226,33 @@ impl IdentitySources {
         }
         candidates
     }
+}
+
+impl LoadedFiles {
+    /// Reads a certificate, if it is there; whether it is.
+    fn add_certificate(&mut self, path: &Path) -> bool {
+        match identity::load_certificate(path) {
+            Ok(certificate) => {
+                let known = |one: &Arc<Certificate>| one.blob() == certificate.blob();
+                if !self.certificates.iter().any(known) {
+                    self.certificates.push(Arc::new(certificate));
+                }
+                true
+            }
+            Err(error) => {
+                if !error.is_not_found() {
+                    self.skipped.push(error);
+                }
+                false
+            }
+        }
+    }
+}
+
+/// The private key whose certificate ssh-keygen writes to this path, if it looks like one.
+fn key_beside(path: &Path) -> Option<PathBuf> {
+    let stem = path.as_os_str().as_bytes().strip_suffix(b"-cert.pub")?;
+    Some(PathBuf::from(OsStr::from_bytes(stem)))
 }
 
 fn load_public_half(path: &Path) -> Option<Vec<u8>> {
@@ -164,6 +272,14 @@ fn public_half(error: &IdentityError) -> Option<Vec<u8>> {
     }
 }
 
+/// The fingerprint as `ssh-keygen -l` shows it: of a certificate, that of its key.
+pub(crate) fn shown_fingerprint(blob: &[u8]) -> String {
+    match PublicKeyBlob::from_wire(blob.to_vec()) {
+        Ok(blob) => blob.fingerprint(),
+        Err(_) => fingerprint(blob),
+    }
+}
+
 /// A candidate as it is shown.
 pub(crate) fn offered(candidate: &Candidate, agent: Option<&Agent>) -> OfferedKey {
     let (comment, source) = match candidate {
@@ -179,9 +295,10 @@ pub(crate) fn offered(candidate: &Candidate, agent: Option<&Agent>) -> OfferedKe
     let blob = PublicKeyBlob::from_wire(candidate.public_blob().to_vec());
     OfferedKey {
         algorithm: blob.map(|blob| blob.algorithm().to_owned()).unwrap_or_default(),
-        fingerprint: fingerprint(candidate.public_blob()),
+        fingerprint: shown_fingerprint(candidate.public_blob()),
         comment: comment.to_owned(),
         source,
+        certificate: candidate.certificate().map(OfferedCertificate::of),
     }
 }
 

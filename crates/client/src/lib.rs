@@ -65,7 +65,7 @@ pub use client::{
 pub use command::{Command, CommandError};
 pub use error::{Error, SshFailure};
 pub use host_keys::{HostKeyProblem, HostKeyQuestion, KnownFingerprint};
-pub use identities::{KeySource, OfferedKey};
+pub use identities::{KeySource, OfferedCertificate, OfferedKey};
 pub use job::{Chunk, Finished, Job, JobEvent, Output, Stdin, StdinClosed};
 pub use outcome::{Outcome, StreamOutcome, format_time};
 pub use prompt::{Answer, LockedIdentity, NoPrompt, Notice, Prompt};

@@ -235,8 +235,10 @@ fn identity_sources(expand: &Expand<'_>, names: &Names<'_>) -> Result<IdentitySo
         None => None,
     };
     let agent = if options.use_agent { agent_socket(expand, names)? } else { None };
+    let certificates = settings.certificate_files.iter().map(|file| expand.path(file, names));
     Ok(IdentitySources {
         files,
+        certificates: certificates.collect::<Result<_, _>>()?,
         home: home.to_path_buf(),
         explicit,
         agent: agent.as_deref().map(Agent::new),

@@ -86,9 +86,9 @@ pub enum Problem {
         /// The argument, escaped.
         value: String,
     },
-    /// More `IdentityFile` than ssh takes.
-    #[error("more than {IDENTITY_FILES_MAX} IdentityFile")]
-    TooManyIdentities,
+    /// More `IdentityFile` or `CertificateFile` than ssh takes.
+    #[error("more than {IDENTITY_FILES_MAX} {0}")]
+    TooManyFilesOfKeys(&'static str),
     /// The file is over its limit.
     #[error("the file has more than {SSH_CONFIG_BYTES_MAX} bytes")]
     TooLarge,
@@ -135,6 +135,8 @@ pub struct HostSettings {
     /// `IdentityFile`, in order; each to be expanded with [`expand_path`]. `None` iff no line
     /// names any, which means ssh's defaults; empty for `none`.
     pub identity_files: Option<Vec<PathBuf>>,
+    /// `CertificateFile`, in order; each to be expanded with [`expand_path`].
+    pub certificate_files: Vec<PathBuf>,
     /// `IdentitiesOnly`.
     pub identities_only: Option<bool>,
     /// `IdentityAgent`.
@@ -193,6 +195,7 @@ enum Keyword {
     User,
     Port,
     IdentityFile,
+    CertificateFile,
     IdentitiesOnly,
     IdentityAgent,
     HostKeyAlias,
@@ -202,7 +205,7 @@ enum Keyword {
 }
 
 impl Keyword {
-    const ALL: [(Self, &'static str); 13] = [
+    const ALL: [(Self, &'static str); 14] = [
         (Self::Host, "Host"),
         (Self::Match, "Match"),
         (Self::Include, "Include"),
@@ -210,6 +213,7 @@ impl Keyword {
         (Self::User, "User"),
         (Self::Port, "Port"),
         (Self::IdentityFile, "IdentityFile"),
+        (Self::CertificateFile, "CertificateFile"),
         (Self::IdentitiesOnly, "IdentitiesOnly"),
         (Self::IdentityAgent, "IdentityAgent"),
         (Self::HostKeyAlias, "HostKeyAlias"),
@@ -326,19 +330,9 @@ impl Reader<'_, '_> {
                 settings.port.get_or_insert(port);
             }
             Keyword::IdentityFile => {
-                let word = argument.one()?;
-                let files = settings.identity_files.get_or_insert_default();
-                if !word.eq_ignore_ascii_case(b"none") {
-                    if files.len() >= IDENTITY_FILES_MAX {
-                        return Err(Problem::TooManyIdentities);
-                    }
-                    let path = path(word);
-                    // The same file in two blocks that apply is one file.
-                    if !files.contains(&path) {
-                        files.push(path);
-                    }
-                }
+                argument.add_file(settings.identity_files.get_or_insert_default())?;
             }
+            Keyword::CertificateFile => argument.add_file(&mut settings.certificate_files)?,
             Keyword::IdentitiesOnly => {
                 let word = argument.one()?;
                 let only = match word.to_ascii_lowercase().as_slice() {
@@ -441,6 +435,22 @@ impl Argument<'_> {
             Some(word) if words.is_empty() => Ok(word),
             _ => Err(Problem::OneArgument(self.name)),
         }
+    }
+
+    /// Adds the file that it names, if it is not there: the same one in two blocks that apply is one.
+    fn add_file(&self, files: &mut Vec<PathBuf>) -> Result<(), Problem> {
+        let word = self.one()?;
+        if word.eq_ignore_ascii_case(b"none") {
+            return Ok(());
+        }
+        if files.len() >= IDENTITY_FILES_MAX {
+            return Err(Problem::TooManyFilesOfKeys(self.name));
+        }
+        let path = path(word);
+        if !files.contains(&path) {
+            files.push(path);
+        }
+        Ok(())
     }
 
     fn one_utf8(&self) -> Result<String, Problem> {

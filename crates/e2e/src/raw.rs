@@ -7,8 +7,11 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use afar_core::certificate::Certificate;
+use afar_core::key::PublicKeyBlob;
 use afar_net::identity::{self, IdentityFile};
 use afar_net::signer::{DelegatedKey, Signer};
 use afar_net::tls::{self, ClientSide, Verdict};
@@ -367,6 +370,23 @@ impl Key {
     pub fn of_file(path: &Path) -> Self {
         match identity::load(path) {
             Ok(IdentityFile::Ready(key)) => Self(Signer::File(key)),
+            other => fail(&format!("{}: {other:?}", path.display())),
+        }
+    }
+
+    /// That of a private key file, offered by the certificate that lies beside it.
+    ///
+    /// # Panics
+    /// One of them can't be read.
+    #[track_caller]
+    #[must_use]
+    pub fn certified(path: &Path) -> Self {
+        let identity = identity::load(path).expect("the key can be read");
+        let blob = std::fs::read(identity::certificate_beside(path)).expect("there is one");
+        let (blob, _) = PublicKeyBlob::from_public_line(&blob).expect("it is one line");
+        let certificate = Certificate::parse(&blob).expect("it is a certificate");
+        match identity.with_certificate(&Arc::new(certificate)) {
+            Some(IdentityFile::Ready(key)) => Self(Signer::File(key)),
             other => fail(&format!("{}: {other:?}", path.display())),
         }
     }

@@ -62,7 +62,14 @@ impl Sshd {
         Self::start_with(&format!("{set}\n{configuration}\n"))
     }
 
-    fn start_with(first: &str) -> Self {
+    /// One with these lines of sshd_config(5), each with its end, before its own: of several values
+    /// the first one counts.
+    ///
+    /// # Panics
+    /// As [`Sshd::start`].
+    #[track_caller]
+    #[must_use]
+    pub fn start_with(first: &str) -> Self {
         let home = Home::new();
         let host_key = home.make_key("host_key");
         let authorized = home.write("authorized_keys", Home::public_line(&home.key()));

@@ -370,7 +370,7 @@ async fn a_key_that_waits_to_be_touched_has_longer_than_tls_has() {
     tokio::spawn(serve_agent(listener, blob, thought));
     let (elapsed, error) = serve(|socket| async move {
         let agent = Agent::new(&path).with_timeouts(AUTH_DEADLINE, AUTH_DEADLINE);
-        let key = agent.identities().await.unwrap().remove(0);
+        let key = agent.identities().await.unwrap().keys.remove(0);
         let candidates = [Candidate::Usable(Signer::Agent(key))];
         let (tls, side) = tls::connect(&[], |_| Verdict::Accept).unwrap();
         let how = Login {

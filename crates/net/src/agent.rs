@@ -12,10 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use afar_core::certificate::{Certificate, CertificateKind};
+use afar_core::key::PublicKeyBlob;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
+use crate::key_file::KeyFault;
 use crate::public_key::{KeyKind, PublicKey};
+use crate::secret_key::RSA_BITS;
 use crate::ssh_wire::{self, Malformed, SshReader};
 
 /// The largest message of an agent, either way, without its length prefix; OpenSSH has the same.
@@ -130,37 +134,65 @@ impl Agent {
         &self.path
     }
 
-    /// The keys that the agent holds and afar can use, in the agent's order. Certificates and
-    /// DSA keys are left out. Cancel-safe: dropping the future closes the connection.
+    /// What the agent holds, in its order. Cancel-safe: dropping the future closes the connection.
     ///
     /// # Errors
     /// An [`AgentError`]; no answer of an agent makes this panic or allocate more than
     /// [`FRAME_BYTES_MAX`] for it.
-    pub async fn identities(&self) -> Result<Vec<AgentKey>, AgentError> {
+    pub async fn identities(&self) -> Result<Identities, AgentError> {
         let answer = self.ask(&[SSH_AGENTC_REQUEST_IDENTITIES], self.list_timeout).await?;
         self.parse_identities(&answer)
     }
 
-    fn parse_identities(&self, answer: &[u8]) -> Result<Vec<AgentKey>, AgentError> {
+    /// Reads an agent's answer, without its length prefix, to the question for its identities.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`], [`AgentError::Malformed`].
+    pub fn parse_identities(&self, answer: &[u8]) -> Result<Identities, AgentError> {
         let mut reader = expect(answer, SSH_AGENT_IDENTITIES_ANSWER)?;
         // The count is not believed: nothing is reserved for it, and the bytes run out before a
         // count that is too high does.
         let count = reader.u32()?;
-        let mut keys = Vec::new();
+        let mut identities = Identities::default();
         for _ in 0..count {
             let blob = reader.string()?;
-            let comment = reader.string()?;
-            if let Ok(key) = PublicKey::from_blob(blob) {
-                keys.push(AgentKey {
-                    agent: self.clone(),
-                    blob: blob.into(),
-                    kind: key.kind(),
-                    comment: String::from_utf8_lossy(comment).into(),
-                });
+            let comment = String::from_utf8_lossy(reader.string()?);
+            match self.read_key(blob, &comment) {
+                Ok(key) => identities.keys.push(key),
+                Err(reason) => {
+                    let comment = comment.into_owned();
+                    identities.unusable.push(UnusableKey { comment, reason });
+                }
             }
         }
         reader.finish()?;
-        Ok(keys)
+        Ok(identities)
+    }
+
+    /// One key of an answer, or why it can't be used.
+    fn read_key(&self, bytes: &[u8], comment: &str) -> Result<AgentKey, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let blob = PublicKeyBlob::from_wire(bytes.to_vec()).map_err(|error| text(&error))?;
+        let certificate = if blob.is_certificate() {
+            let certificate = Certificate::parse(&blob).map_err(|error| text(&error))?;
+            if certificate.kind() != CertificateKind::User {
+                return Err("the certificate is a host's".to_owned());
+            }
+            Some(Arc::new(certificate))
+        } else {
+            None
+        };
+        let key = PublicKey::from_blob(blob.plain().as_bytes()).map_err(|error| text(&error))?;
+        if key.kind() == KeyKind::Rsa && !RSA_BITS.contains(&key.bits()) {
+            return Err(KeyFault::RsaSize { bits: key.bits() }.to_string());
+        }
+        Ok(AgentKey {
+            agent: self.clone(),
+            held: bytes.into(),
+            certificate,
+            kind: key.kind(),
+            comment: comment.into(),
+        })
     }
 
     async fn ask(&self, request: &[u8], limit: Duration) -> Result<Vec<u8>, AgentError> {
@@ -176,23 +208,70 @@ impl Agent {
     }
 }
 
-/// A key that an agent holds.
+/// What an agent holds.
+#[derive(Debug, Clone, Default)]
+pub struct Identities {
+    /// The keys and certificates that can be used.
+    pub keys: Vec<AgentKey>,
+    /// Those that can't.
+    pub unusable: Vec<UnusableKey>,
+}
+
+/// A key in an agent that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnusableKey {
+    /// What the agent calls it. Escape it before showing it.
+    pub comment: String,
+    /// Why not; may quote bytes of the agent's, so escape it too.
+    pub reason: String,
+}
+
+/// A key that an agent holds, or a certificate of one.
 #[derive(Debug, Clone)]
 pub struct AgentKey {
     agent: Agent,
-    blob: Arc<[u8]>,
+    /// What the agent knows the key by: a plain key's blob, or a certificate's.
+    held: Arc<[u8]>,
+    /// What is offered, if not `held`, or parsed from it.
+    certificate: Option<Arc<Certificate>>,
     kind: KeyKind,
     comment: Arc<str>,
 }
 
 impl AgentKey {
-    /// The SSH wire blob of the public key.
+    /// The SSH wire blob of what is offered: the certificate's, if there is one, else the key's.
     #[must_use]
     pub fn public_blob(&self) -> &[u8] {
-        &self.blob
+        match &self.certificate {
+            Some(certificate) => certificate.blob().as_bytes(),
+            None => &self.held,
+        }
     }
 
-    /// The type of the key.
+    /// The SSH wire blob of the plain key.
+    #[must_use]
+    pub fn key_blob(&self) -> &[u8] {
+        match &self.certificate {
+            Some(certificate) => certificate.key().as_bytes(),
+            None => &self.held,
+        }
+    }
+
+    /// The certificate that the key is offered by.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Certificate> {
+        self.certificate.as_deref()
+    }
+
+    /// The same key, offered by this certificate, which the agent need not have; `None` where that
+    /// is of another key.
+    #[must_use]
+    pub fn with_certificate(&self, certificate: &Arc<Certificate>) -> Option<Self> {
+        (certificate.key().as_bytes() == &*self.held)
+            .then(|| Self { certificate: Some(Arc::clone(certificate)), ..self.clone() })
+    }
+
+    /// The type of the key, also of a certificate's.
     #[must_use]
     pub fn kind(&self) -> KeyKind {
         self.kind
@@ -217,9 +296,9 @@ impl AgentKey {
     /// the caller to verify. Cancel-safe, as [`Agent::identities`].
     pub(crate) async fn sign_raw(&self, data: &[u8]) -> Result<Vec<u8>, AgentError> {
         let flags = if self.kind == KeyKind::Rsa { SSH_AGENT_RSA_SHA2_512 } else { 0 };
-        let mut request = Vec::with_capacity(13 + self.blob.len() + data.len());
+        let mut request = Vec::with_capacity(13 + self.held.len() + data.len());
         request.push(SSH_AGENTC_SIGN_REQUEST);
-        ssh_wire::put_string(&mut request, &self.blob);
+        ssh_wire::put_string(&mut request, &self.held);
         ssh_wire::put_string(&mut request, data);
         ssh_wire::put_u32(&mut request, flags);
         let answer = self.agent.ask(&request, self.agent.sign_timeout).await?;

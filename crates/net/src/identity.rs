@@ -4,10 +4,14 @@
 //! can be offered to a server without asking for it; the passphrase is asked for only once a
 //! server is known to accept the key, and with no connection open.
 
+use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use afar_core::certificate::{Certificate, CertificateKind};
+use afar_core::key::PublicKeyBlob;
 use base64ct::{Base64, Encoding as _};
 use zeroize::Zeroizing;
 
@@ -44,6 +48,14 @@ pub enum IdentityError {
         path: PathBuf,
         /// The key type's OpenSSH name.
         name: String,
+    },
+    /// A certificate that can't be used to log in.
+    #[error("{path:?}: {problem}")]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// A `.pub` file that is not one line of type, Base64 and comment.
     #[error("{path:?} is no public key file")]
@@ -111,13 +123,28 @@ impl IdentityFile {
         }
     }
 
-    /// The SSH wire blob of the public key.
+    /// The SSH wire blob of what is offered: the certificate's, if there is one, else the key's.
     #[must_use]
     pub fn public_blob(&self) -> &[u8] {
         match self {
             Self::Ready(key) => key.public_blob(),
             Self::Locked(key) => key.public_blob(),
         }
+    }
+
+    /// The same key, offered by this certificate; `None` where that is of another key.
+    #[must_use]
+    pub fn with_certificate(&self, certificate: &Arc<Certificate>) -> Option<Self> {
+        if certificate.key().as_bytes() != self.public_blob() {
+            return None;
+        }
+        let certificate = Arc::clone(certificate);
+        Some(match self {
+            Self::Ready(key) => Self::Ready(key.with_certificate(certificate)),
+            Self::Locked(key) => {
+                Self::Locked(LockedKey { certificate: Some(certificate), ..key.clone() })
+            }
+        })
     }
 
     /// The key's comment. Escape it before showing it.
@@ -131,10 +158,12 @@ impl IdentityFile {
 }
 
 /// An encrypted key file. `Debug` shows its path only.
+#[derive(Clone)]
 pub struct LockedKey {
     path: PathBuf,
     file: Arc<KeyFile>,
     blob: Vec<u8>,
+    certificate: Option<Arc<Certificate>>,
     comment: String,
 }
 
@@ -145,10 +174,19 @@ impl LockedKey {
         &self.path
     }
 
-    /// The SSH wire blob of the public key.
+    /// The SSH wire blob of what is offered: the certificate's, if there is one, else the key's.
     #[must_use]
     pub fn public_blob(&self) -> &[u8] {
-        &self.blob
+        match &self.certificate {
+            Some(certificate) => certificate.blob().as_bytes(),
+            None => &self.blob,
+        }
+    }
+
+    /// The certificate that the key is offered by.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Certificate> {
+        self.certificate.as_deref()
     }
 
     /// The comment of the `.pub` file beside it, since the file's own is encrypted; empty where
@@ -168,7 +206,11 @@ impl LockedKey {
         let fault = |fault| UnlockError::Key { path: path(), fault };
         let open = self.file.decrypt(passphrase).map_err(fault)?;
         let open = open.ok_or_else(|| UnlockError::WrongPassphrase { path: path() })?;
-        file_key(&open, &self.path).map_err(fault)
+        let key = file_key(&open, &self.path).map_err(fault)?;
+        Ok(match &self.certificate {
+            Some(certificate) => key.with_certificate(Arc::clone(certificate)),
+            None => key,
+        })
     }
 
     /// Asks for the passphrase, at most `attempts_max` times, until one is right.
@@ -221,7 +263,13 @@ pub fn load(path: &Path) -> Result<IdentityFile, IdentityError> {
         let blob = file.public.to_blob();
         let comment = neighbour_comment(path, &blob).unwrap_or_default();
         let (path, file) = (path.to_owned(), Arc::new(file));
-        return Ok(IdentityFile::Locked(LockedKey { path, file, blob, comment }));
+        return Ok(IdentityFile::Locked(LockedKey {
+            path,
+            file,
+            blob,
+            certificate: None,
+            comment,
+        }));
     }
     Ok(IdentityFile::Ready(file_key(&file, path).map_err(fault)?))
 }
@@ -236,12 +284,18 @@ pub struct Defaults {
     pub skipped: Vec<IdentityError>,
 }
 
+/// The default key files under `home`, in ssh's order, whether they are there or not.
+pub fn default_paths(home: &Path) -> impl Iterator<Item = PathBuf> {
+    let directory = home.join(".ssh");
+    DEFAULT_NAMES.into_iter().map(move |name| directory.join(name))
+}
+
 /// Reads the default key files under `home`. Files that do not exist are not mentioned.
 #[must_use]
 pub fn load_defaults(home: &Path) -> Defaults {
     let mut found = Defaults { identities: Vec::new(), skipped: Vec::new() };
-    for name in DEFAULT_NAMES {
-        match load(&home.join(".ssh").join(name)) {
+    for path in default_paths(home) {
+        match load(&path) {
             Ok(identity) => found.identities.push(identity),
             Err(error) if error.is_not_found() => {}
             Err(error) => found.skipped.push(error),
@@ -286,6 +340,30 @@ pub fn load_public(path: &Path) -> Result<PublicIdentity, IdentityError> {
     }
     let comment = fields.next().unwrap_or_default().trim().to_owned();
     Ok(PublicIdentity { blob, kind: key.kind(), comment })
+}
+
+/// Reads the certificate file at exactly this path: one line of type, Base64 and comment.
+///
+/// # Errors
+/// [`IdentityError::Certificate`] for anything but a user's certificate.
+pub fn load_certificate(path: &Path) -> Result<Certificate, IdentityError> {
+    let contents = files::read_regular(path, PUBLIC_KEY_BYTES_MAX)?;
+    let problem = |problem: String| IdentityError::Certificate { path: path.to_owned(), problem };
+    let (blob, _comment) = PublicKeyBlob::from_public_line(&contents)
+        .map_err(|error| problem(format!("no certificate: {error}")))?;
+    let certificate = Certificate::parse(&blob).map_err(|error| problem(error.to_string()))?;
+    if certificate.kind() != CertificateKind::User {
+        return Err(problem("the certificate is a host's".to_owned()));
+    }
+    Ok(certificate)
+}
+
+/// Where ssh-keygen writes the certificate of a key file, given the private or the public one.
+#[must_use]
+pub fn certificate_beside(path: &Path) -> PathBuf {
+    let bytes = path.as_os_str().as_bytes();
+    let stem = bytes.strip_suffix(b".pub").unwrap_or(bytes);
+    PathBuf::from(OsString::from_vec([stem, b"-cert.pub"].concat()))
 }
 
 /// The comment in `PATH.pub`, where that is about the same key.

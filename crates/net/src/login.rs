@@ -5,6 +5,7 @@ use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
+use afar_core::certificate::Certificate;
 use afar_proto::Connection;
 use afar_proto::auth::{AuthError, Initiator, InitiatorEvent};
 use afar_proto::message::{AuthOk, AuthRequest, Delegate, Transcript};
@@ -28,12 +29,21 @@ pub enum Candidate {
 }
 
 impl Candidate {
-    /// The public key in SSH's wire encoding.
+    /// The public key, or certificate, in SSH's wire encoding.
     #[must_use]
     pub fn public_blob(&self) -> &[u8] {
         match self {
             Self::Usable(signer) => signer.public_blob(),
             Self::Locked(key) => key.public_blob(),
+        }
+    }
+
+    /// The certificate that the key is offered by.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Certificate> {
+        match self {
+            Self::Usable(signer) => signer.certificate(),
+            Self::Locked(key) => key.certificate(),
         }
     }
 }

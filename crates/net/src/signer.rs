@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use afar_core::certificate::Certificate;
 use aws_lc_rs::rand;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use zeroize::Zeroizing;
@@ -43,7 +44,7 @@ pub enum Signer {
 }
 
 impl Signer {
-    /// The SSH wire blob of the public key.
+    /// The SSH wire blob of what is offered: a public key, or a certificate.
     #[must_use]
     pub fn public_blob(&self) -> &[u8] {
         match self {
@@ -60,6 +61,16 @@ impl Signer {
             Self::File(key) => key.key.secret.algorithm(),
             Self::Delegated(key) => key.key.secret.algorithm(),
             Self::Agent(key) => key.algorithm(),
+        }
+    }
+
+    /// The certificate that the key is offered by.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Certificate> {
+        match self {
+            Self::File(key) => key.certificate(),
+            Self::Agent(key) => key.certificate(),
+            Self::Delegated(_) => None,
         }
     }
 
@@ -122,6 +133,7 @@ impl MemoryKey {
 #[derive(Clone)]
 pub struct FileKey {
     key: MemoryKey,
+    certificate: Option<Arc<Certificate>>,
     path: Arc<Path>,
     comment: Arc<str>,
 }
@@ -138,13 +150,27 @@ impl FileKey {
         if *key.blob != *stated_blob {
             return Err(KeyFault::Mismatch);
         }
-        Ok(Self { key, path: path.into(), comment: comment.into() })
+        Ok(Self { key, certificate: None, path: path.into(), comment: comment.into() })
     }
 
-    /// The SSH wire blob of the public key.
+    /// The same key, offered by this certificate, which is one of it.
+    pub(crate) fn with_certificate(&self, certificate: Arc<Certificate>) -> Self {
+        Self { certificate: Some(certificate), ..self.clone() }
+    }
+
+    /// The SSH wire blob of what is offered: the certificate's, if there is one, else the key's.
     #[must_use]
     pub fn public_blob(&self) -> &[u8] {
-        &self.key.blob
+        match &self.certificate {
+            Some(certificate) => certificate.blob().as_bytes(),
+            None => &self.key.blob,
+        }
+    }
+
+    /// The certificate that the key is offered by.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Certificate> {
+        self.certificate.as_deref()
     }
 
     /// The file that the key came from.

@@ -14,6 +14,7 @@ fn make_key(path: &Path) -> Vec<u8> {
 fn sources(files: &[&Path]) -> IdentitySources {
     IdentitySources {
         files: Some(files.iter().map(|path| path.to_path_buf()).collect()),
+        certificates: Vec::new(),
         home: "/nonexistent".into(),
         explicit: true,
         agent: None,
@@ -55,6 +56,20 @@ fn fault_83_a_key_that_others_can_read_is_refused_and_said_why() {
     let loaded = sources.load_files().unwrap();
     assert!(loaded.identities.is_empty());
     assert_eq!(loaded.skipped.len(), 1);
+}
+
+#[test]
+fn a_public_key_that_is_named_may_be_open_to_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("key");
+    let blob = make_key(&path);
+    let line = PublicKeyBlob::from_wire(blob.clone()).unwrap().to_fields();
+    let public = directory.path().join("other.pub");
+    std::fs::write(&public, line).unwrap();
+    std::fs::set_permissions(&public, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let loaded = sources(&[&public]).load_files().unwrap();
+    assert!(loaded.identities.is_empty());
+    assert_eq!(loaded.public, [blob]);
 }
 
 #[test]

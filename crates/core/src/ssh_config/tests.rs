@@ -49,7 +49,7 @@ fn every_setting_is_read() {
     let all = settings(
         "web",
         "HostName %h.example.com\nUser alice\nPort 2222\nIdentityFile ~/.ssh/a\n\
-         IdentityFile \"~/.ssh/b c\"\nIdentitiesOnly yes\nIdentityAgent /run/agent\n\
+         IdentityFile \"~/.ssh/b c\"\nCertificateFile ~/.ssh/a-cert.pub\nIdentitiesOnly yes\nIdentityAgent /run/agent\n\
          HostKeyAlias webkey\nUserKnownHostsFile ~/.ssh/k1 ~/.ssh/k2\nProxyJump bastion\n",
     );
     assert_eq!(
@@ -59,6 +59,7 @@ fn every_setting_is_read() {
             user: Some("alice".into()),
             port: Some(2222),
             identity_files: paths(&["~/.ssh/a", "~/.ssh/b c"]),
+            certificate_files: vec!["~/.ssh/a-cert.pub".into()],
             identities_only: Some(true),
             identity_agent: Some(IdentityAgent::Socket("/run/agent".into())),
             host_key_alias: Some("webkey".into()),
@@ -304,7 +305,8 @@ fn sizes_are_bounded() {
         try_resolve("web", &text).map_err(|error| error.problem)
     };
     assert!(identities(IDENTITY_FILES_MAX).is_ok());
-    assert_eq!(identities(IDENTITY_FILES_MAX + 1), Err(Problem::TooManyIdentities));
+    let too_many = Err(Problem::TooManyFilesOfKeys("IdentityFile"));
+    assert_eq!(identities(IDENTITY_FILES_MAX + 1), too_many);
 }
 
 #[test]

@@ -65,10 +65,10 @@ impl Drop for RealAgent {
 async fn a_real_agent_lists_and_signs_with_every_type() {
     let real = RealAgent::start();
     let agent = Agent::new(&real.path);
-    assert!(agent.identities().await.unwrap().is_empty());
+    assert!(agent.identities().await.unwrap().keys.is_empty());
     for (kind, args) in keygen::KINDS {
         let blob = real.add(kind.ssh_name(), args);
-        let keys = agent.identities().await.unwrap();
+        let keys = agent.identities().await.unwrap().keys;
         let key = keys.iter().find(|key| key.public_blob() == blob).unwrap().clone();
         assert_eq!((key.kind(), key.comment()), (*kind, kind.ssh_name()));
         let signer = Signer::Agent(key);
@@ -83,7 +83,7 @@ async fn a_key_that_has_left_the_agent_is_refused() {
     let real = RealAgent::start();
     real.add("key", &["-t", "ed25519", "-N", ""]);
     let agent = Agent::new(&real.path);
-    let key = agent.identities().await.unwrap().remove(0);
+    let key = agent.identities().await.unwrap().keys.remove(0);
     real.ssh_add(&["-D"]);
     let error = Signer::Agent(key).sign(b"").await.unwrap_err();
     assert!(matches!(error, SignError::Agent(AgentError::Refused)), "{error}");
@@ -134,7 +134,7 @@ async fn an_answer_in_single_bytes_is_one_answer() {
     let (blob, body) = one_key();
     let answer = answered(&frame(&body)).await.unwrap();
     assert_eq!(answer, body);
-    let keys = Agent::new(Path::new("/agent")).parse_identities(&answer).unwrap();
+    let keys = Agent::new(Path::new("/agent")).parse_identities(&answer).unwrap().keys;
     assert_eq!((keys[0].public_blob(), keys[0].comment()), (blob.as_slice(), "a comment"));
 }
 
@@ -181,7 +181,7 @@ fn hostile_lists_are_malformed() {
 }
 
 #[test]
-fn keys_of_types_that_are_not_ours_are_passed_over() {
+fn keys_that_can_not_be_used_are_told_with_the_reason() {
     let (blob, _) = one_key();
     let mut body = vec![SSH_AGENT_IDENTITIES_ANSWER, 0, 0, 0, 3];
     let mut certificate = Vec::new();
@@ -190,9 +190,11 @@ fn keys_of_types_that_are_not_ours_are_passed_over() {
         ssh_wire::put_string(&mut body, blob);
         ssh_wire::put_string(&mut body, b"\xff\x1b[2J");
     }
-    let keys = Agent::new(Path::new("/agent")).parse_identities(&body).unwrap();
-    assert_eq!(keys.len(), 1);
-    assert_eq!(keys[0].public_blob(), blob);
+    let held = Agent::new(Path::new("/agent")).parse_identities(&body).unwrap();
+    let [key] = held.keys.as_slice() else { panic!("{:?}", held.keys) };
+    assert_eq!(key.public_blob(), blob);
+    assert_eq!(held.unusable.len(), 2);
+    assert!(held.unusable.iter().all(|key| !key.reason.is_empty()));
 }
 
 #[test]
@@ -236,7 +238,7 @@ impl FakeAgent {
 
     fn key(&self) -> AgentKey {
         let (_, list) = one_key();
-        self.agent.parse_identities(&list).unwrap().remove(0)
+        self.agent.parse_identities(&list).unwrap().keys.remove(0)
     }
 }
 

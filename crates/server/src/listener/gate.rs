@@ -184,11 +184,31 @@ impl Gatekeeper for Gate {
     type Grant = Grant;
 
     async fn first_accepted(&self, user: &str, keys: &[&[u8]], source: IpAddr) -> Option<usize> {
-        let accepted = self.read_files(user).await.ok()?;
+        let accepted = match self.read_files(user).await {
+            Ok(accepted) => accepted,
+            Err(reason) => {
+                self.log.info(&format!("{source}: no key is accepted: {reason}"));
+                return None;
+            }
+        };
         keys.iter().position(|key| {
             let Ok(key) = PublicKeyBlob::from_wire(key.to_vec()) else { return false };
-            let accepts = |key: &PublicKeyBlob| accepted.judge(key, source).is_ok();
-            accepts(&key) || self.delegator(key.as_bytes()).is_some_and(|key| accepts(&key))
+            let Err(reason) = accepted.judge(&key, source) else { return true };
+            if self
+                .delegator(key.as_bytes())
+                .is_some_and(|key| accepted.judge(&key, source).is_ok())
+            {
+                return true;
+            }
+            // Most clients ask about keys that are not meant for this server; a certificate that is
+            // not taken is a mistake of somebody's.
+            let line = format!("{source}: {} would be refused: {reason}", describe(&key));
+            if key.is_certificate() {
+                self.log.info(&line);
+            } else {
+                self.log.debug(&line);
+            }
+            false
         })
     }
 
