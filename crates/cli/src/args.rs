@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use afar_client::JobId;
+use afar_client::{JobId, SessionName};
 use afar_core::authorized_keys::{SourceError, SourceList};
 use afar_core::duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -45,6 +45,8 @@ Examples:
   afar run web -c 'ls | wc -l'              a script, through the user's shell there
   tar c . | afar run web -- tar x -C /srv   stdin, stdout and stderr as with ssh
   afar run --timeout 30s --result out.json web make
+  afar run --session s web -- cd /srv       a shell there that lasts: the next run of the session s
+  afar run --session s web -c 'make && ls'  is in /srv
   afar run local id                         this machine, through its supervisor
   afar run ssh://web make                   through ssh: nothing has to listen there
 
@@ -73,7 +75,8 @@ The outcome, as --result FILE and the last event hold it:
   end {kind: exited{code}|signaled{signal,name,core}|timeout|cancelled|oom|lost|unknown|
   not_started{reason}},
   started_at, wall_s, user_s, sys_s, max_rss_bytes,
-  streams {stdout|stderr: {bytes, blake3, complete}}, streams_left_open, reconnects, error
+  streams {stdout|stderr: {bytes, blake3, complete}}, streams_left_open, reconnects, error,
+  session_restarted (true where a session's shell has ended, else missing)
 What can't be known is null.";
 
 /// Run a command on another machine
@@ -104,6 +107,10 @@ pub(crate) struct RunArgs {
     /// Set a variable over the login environment; may be repeated
     #[arg(short = 'e', long = "env", value_name = "K=V", value_parser = Variable::parser())]
     pub(crate) env: Vec<Variable>,
+
+    /// Run it in the session NAME: cd, variables and functions last from one run to the next
+    #[arg(long, value_name = "NAME", value_parser = parse_session, conflicts_with = "cwd")]
+    pub(crate) session: Option<SessionName>,
 
     /// Send stderr where stdout goes, in their exact order
     #[arg(long)]
@@ -459,6 +466,10 @@ fn source_list(text: &str) -> Result<SourceList, SourceError> {
 
 fn parse_id(text: &str) -> Result<JobId, String> {
     JobId::new(text).map_err(|error| error.to_string())
+}
+
+fn parse_session(text: &str) -> Result<SessionName, String> {
+    SessionName::new(text).map_err(|error| error.to_string())
 }
 
 impl VerbosityArgs {

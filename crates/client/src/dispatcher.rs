@@ -7,8 +7,8 @@ use afar_net::driver::Driver;
 use afar_net::transport::AnyTransport;
 use afar_proto::connection::{Event, OpenError, Stream, Verdict};
 use afar_proto::error::ConnectionError;
-use afar_proto::message::{GoodbyeCode, JobId, OpenSpec, Opened, Refused};
-use afar_proto::outcome::{End, ExitReport, Phase, Seal, Started};
+use afar_proto::message::{FEATURE_SESSION, GoodbyeCode, JobId, OpenSpec, Opened, Refused};
+use afar_proto::outcome::{End, ExitReport, Phase, RefusalReason, Seal, Started};
 use afar_proto::{Channel, ChannelId};
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -37,11 +37,14 @@ struct Jobs {
     /// Whether the supervisor has said anything: before that no request can have reached one that
     /// lives.
     ready: bool,
+    /// Whether it has said that it has sessions.
+    has_sessions: bool,
 }
 
 /// What is known of a job.
 pub(crate) struct JobState {
     id: JobId,
+    in_session: bool,
     wires: JobWires,
     stdin: VecDeque<Bytes>,
     stdin_ended: bool,
@@ -66,7 +69,13 @@ impl Dispatcher {
         requests: mpsc::UnboundedReceiver<Request>,
         target: Arc<str>,
     ) -> Self {
-        let jobs = Jobs { target, states: BTreeMap::new(), keys: BTreeMap::new(), ready: false };
+        let jobs = Jobs {
+            target,
+            states: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            ready: false,
+            has_sessions: false,
+        };
         Self { driver, requests, jobs }
     }
 
@@ -90,7 +99,7 @@ impl Dispatcher {
         self.requests.close();
         while let Some(request) = self.requests.recv().await {
             if let Request::Open { spec, wires, .. } = request {
-                JobState::new(spec.job, wires).fail_unsent(&self.jobs.target);
+                JobState::new(&spec, wires).fail_unsent(&self.jobs.target);
             }
         }
         self.driver.finish().await;
@@ -158,7 +167,7 @@ impl Dispatcher {
     }
 
     fn open(&mut self, key: JobKey, spec: &OpenSpec, wires: JobWires) {
-        let state = JobState::new(spec.job.clone(), wires);
+        let state = JobState::new(spec, wires);
         match self.driver.connection().open(spec) {
             Ok(channel) => self.jobs.insert(key, channel, state),
             Err(error) => state.fail_open(&self.jobs.target, error),
@@ -186,9 +195,17 @@ impl Dispatcher {
 
     fn handle_event(&mut self, event: Event) -> Flow {
         match event {
-            Event::Ready(_) => self.jobs.ready = true,
+            Event::Ready(hello) => {
+                self.jobs.ready = true;
+                self.jobs.has_sessions = hello.features.iter().any(|name| name == FEATURE_SESSION);
+            }
             Event::Opened { channel, opened } => self.handle_opened(channel, opened),
-            Event::Refused { channel, refused } => {
+            Event::Refused { channel, mut refused } => {
+                // Such a server has found no command in the request, and can't know why (`W-5.9`).
+                if !self.jobs.has_sessions && self.jobs.is_in_session(channel) {
+                    refused.reason = RefusalReason::Unsupported;
+                    "the server is of a version without sessions".clone_into(&mut refused.message);
+                }
                 self.jobs.finish(channel, |state, target| state.refused(target, refused));
             }
             Event::Data { channel, stream, offset, clock_us, bytes } => {
@@ -258,6 +275,11 @@ impl Jobs {
         Some((channel, state))
     }
 
+    fn is_in_session(&self, channel: ChannelId) -> bool {
+        let state = self.keys.get(&channel).and_then(|key| self.states.get(key));
+        state.is_some_and(|(_, state)| state.in_session)
+    }
+
     fn tell(&self, channel: ChannelId, event: JobEvent) {
         if let Some((_, state)) = self.keys.get(&channel).and_then(|key| self.states.get(key)) {
             state.tell(event);
@@ -288,9 +310,10 @@ impl Jobs {
 }
 
 impl JobState {
-    pub(crate) fn new(id: JobId, wires: JobWires) -> Self {
+    pub(crate) fn new(spec: &OpenSpec, wires: JobWires) -> Self {
         Self {
-            id,
+            id: spec.job.clone(),
+            in_session: spec.session.is_some(),
             wires,
             stdin: VecDeque::new(),
             stdin_ended: false,

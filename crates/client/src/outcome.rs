@@ -132,7 +132,8 @@ impl Outcome {
         self.wall_s = Some(seconds(receipt.wall_us));
         self.user_s = Some(seconds(receipt.user_us));
         self.sys_s = Some(seconds(receipt.sys_us));
-        self.max_rss_bytes = Some(receipt.max_rss_bytes);
+        // A process has some; of a command of a session nobody knows (`W-7.6`).
+        self.max_rss_bytes = Some(receipt.max_rss_bytes).filter(|bytes| *bytes > 0);
     }
 }
 

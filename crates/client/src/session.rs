@@ -97,7 +97,7 @@ impl Session {
         let mut dispatcher = Dispatcher::new(driver, receiver, Arc::clone(&target));
         let job = pipelined.map(|Pipelined { channel, spec }| {
             let (job, wires) = Job::new(0, spec.job.clone(), spec.stdin, requests.clone());
-            dispatcher.adopt(0, channel, JobState::new(spec.job, wires));
+            dispatcher.adopt(0, channel, JobState::new(&spec, wires));
             job
         });
         let task = tokio::spawn(dispatcher.run());
@@ -124,7 +124,7 @@ impl Session {
         if let Err(mpsc::error::SendError(Request::Open { spec, wires, .. })) =
             self.requests.0.send(open)
         {
-            JobState::new(spec.job, wires).fail_unsent(&self.target);
+            JobState::new(&spec, wires).fail_unsent(&self.target);
         }
         Ok(job)
     }

@@ -47,6 +47,9 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
     if let Some(directory) = args.cwd {
         command = command.cwd(directory);
     }
+    if let Some(name) = args.session {
+        command = command.session(name);
+    }
     if let Some(timeout) = args.timeout {
         command = command.timeout(timeout);
     }

@@ -210,6 +210,9 @@ impl Runner<'_> {
         }
         match event {
             JobEvent::Started(opened) => {
+                if self.options.verbosity > Verbosity::Quiet {
+                    report::say_note(&self.target, &opened);
+                }
                 self.started = Some(opened);
                 if let Some(stdin) = self.job.as_mut().and_then(Job::take_stdin) {
                     // Not before the command has started: what was read for nothing is lost.

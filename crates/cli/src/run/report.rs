@@ -1,8 +1,9 @@
 //! What is said on stderr about a command that has ended.
 
-use afar_client::{End, Error, Outcome};
+use afar_client::{End, Error, Opened, Outcome};
 use afar_core::escape::escape_for_terminal;
 use afar_core::hints::not_found_hint;
+use afar_proto::message::bounded_message;
 use afar_sys::signals::Signal;
 
 use crate::console::{Verbosity, say, say_failure};
@@ -14,6 +15,18 @@ pub(super) fn say_error(error: &Error, argv: &[Vec<u8>]) {
     let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
     let hint = if not_found { not_found_hint(&argv) } else { None };
     say_failure(error, hint.as_deref());
+}
+
+/// Says what the server wants a person to know about the start.
+pub(super) fn say_note(target: &str, opened: &Opened) {
+    if let Some(line) = note_line(target, opened) {
+        say(&line);
+    }
+}
+
+fn note_line(target: &str, opened: &Opened) -> Option<String> {
+    let note = bounded_message(opened.note.as_deref()?);
+    Some(format!("{target}: {}", escape_for_terminal(note.as_bytes())))
 }
 
 /// Says how a command ended, where its status alone does not.
@@ -29,6 +42,9 @@ pub(super) fn say_end(outcome: &Outcome, verbosity: Verbosity, forwarded: &[Sign
             "{}: job {job} ended with status {status} after {wall_ms:.1} ms",
             outcome.target
         ));
+        if outcome.session_restarted {
+            say("the session's shell has ended: what earlier commands had set is lost");
+        }
         if outcome.streams_left_open == Some(true) {
             say("another process still holds the command's output open");
         }
@@ -78,5 +94,16 @@ mod tests {
     fn fault_85_a_signals_name_is_shown_and_not_obeyed() {
         let said = end_line(&signaled("SIG\x1b[2J"), &[]).unwrap();
         assert!(!said.contains('\x1b'), "{said}");
+    }
+
+    #[test]
+    fn fault_85_86_a_note_is_one_line_of_bounded_length() {
+        let job = afar_client::JobId::new("j").unwrap();
+        let note = Some(format!("\x1b[2J\n{}", "x".repeat(1 << 20)));
+        let opened = Opened { job, pid: 1, started_at_us: 1, note };
+        let line = note_line("web", &opened).unwrap();
+        assert!(line.starts_with("web: ") && line.len() < 2048, "{}", line.len());
+        assert!(!line.contains(['\x1b', '\n']));
+        assert_eq!(note_line("web", &Opened { note: None, ..opened }), None);
     }
 }
