@@ -278,12 +278,14 @@ impl Host {
         self.home.file("run/afar/supervisor.sock")
     }
 
-    /// Every process of this host that has not ended, but for its listener and its supervisors: its
-    /// jobs, and what they left behind.
+    /// Every process of this host that has not ended, but for its listener, its supervisors and the
+    /// shells of their sessions: its jobs, and what they left behind.
     #[must_use]
     pub fn jobs(&self) -> Vec<Entry> {
         let listener = self.listener().pid();
-        let is_ours = |entry: &Entry| entry.pid == listener || is_supervisor(entry);
+        let is_ours = |entry: &Entry| {
+            entry.pid == listener || is_supervisor(entry) || is_session_shell(entry)
+        };
         let living = self.reapers.iter().flat_map(Reaper::living);
         living.filter(|entry| !is_ours(entry)).collect()
     }
@@ -438,4 +440,11 @@ fn is_supervisor(entry: &Entry) -> bool {
     let mut words = entry.command.split(' ');
     let program = words.next().and_then(|program| program.rsplit('/').next());
     program == Some("afar") && matches!(words.next(), Some("supervisor" | "guardian"))
+}
+
+/// Whether this is the shell of a session, which stays until its supervisor ends: its script is its
+/// stdin.
+fn is_session_shell(entry: &Entry) -> bool {
+    let mut words = entry.command.split(' ');
+    words.next().is_some_and(|shell| shell.ends_with("sh")) && words.eq(["-s"])
 }

@@ -313,6 +313,8 @@ struct Counts {
     conversations: usize,
     /// Jobs, and what they have left behind with a pipe of theirs still open.
     jobs: usize,
+    /// Sessions, with a shell or without.
+    sessions: usize,
 }
 
 /// Counts a job for as long as it, or what it has left open, is there.
@@ -343,11 +345,28 @@ impl std::fmt::Debug for Stay {
     }
 }
 
-/// Tells every client that this ends, and waits until their jobs have been ended.
+/// Counts a session for as long as it is there.
+struct OpenSession(Rc<Supervisor>);
+
+impl OpenSession {
+    fn new(supervisor: &Rc<Supervisor>) -> Self {
+        supervisor.busy.send_modify(|counts| counts.sessions += 1);
+        Self(Rc::clone(supervisor))
+    }
+}
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        self.0.busy.send_modify(|counts| counts.sessions -= 1);
+    }
+}
+
+/// Tells every client that this ends, and waits until their jobs have been ended, and the shells of
+/// sessions.
 async fn stop(supervisor: &Supervisor) {
     supervisor.stopping.send_replace(true);
     let mut busy = supervisor.busy.subscribe();
-    let ended = busy.wait_for(|counts| counts.conversations == 0);
+    let ended = busy.wait_for(|counts| counts.conversations == 0 && counts.sessions == 0);
     let _ = tokio::time::timeout(STOP_TIMEOUT, ended).await;
 }
 

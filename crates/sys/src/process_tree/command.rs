@@ -4,26 +4,27 @@
 use super::{KillReport, Process, ProcessId, Sweep, kill_found, take_if};
 use super::{TreeRoot, session_is_still_the_roots};
 use crate::boot::ticks_since_boot;
-use crate::process_tree::procfs::{environment_has, processes};
+use crate::process_tree::procfs::{environment_entry, processes};
 use crate::signals::{Signal, send_to_pidfd};
 use rustix::io::Errno;
 use rustix::process::getpid;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// A command of a shell that goes on after it.
 ///
-/// A process is the command's if it carries the command's mark; or if the shell is its parent, or
-/// it is in the session that the shell leads, and it is no older than the command; or if it
-/// descends from such a process. What an older process of the session has started is not the
-/// command's, but for the mark.
+/// A process is the command's if it carries the command's mark. One without a mark (a part of the
+/// shell that was forked off) is, if the shell is its parent or leads its session, and it is no
+/// older than the command and descends from nobody who is. So is what descends from such processes.
+/// A process with the mark of another command is that one's.
 #[derive(Clone, Debug)]
 pub struct CommandRoot {
     shell: TreeRoot,
     shell_pidfd: Arc<OwnedFd>,
     started_ticks: u64,
+    /// `NAME=value`; other commands of the shell have other values.
     mark: Vec<u8>,
 }
 
@@ -85,11 +86,22 @@ impl CommandRoot {
         };
         let (mut young, mut old): (Vec<_>, Vec<_>) =
             all.into_iter().filter(is_other).partition(|p| p.id.start_ticks >= self.started_ticks);
-        let belongs = |p: &Process| known.contains(&p.id) || environment_has(p.id.pid, &self.mark);
+        let name_bytes = self.mark.iter().position(|byte| *byte == b'=').map_or(0, |at| at + 1);
+        let name = self.mark.get(..name_bytes).unwrap_or_default();
+        let marks: BTreeMap<ProcessId, bool> = young
+            .iter()
+            .filter_map(|p| {
+                let mark = environment_entry(p.id.pid, |entry| entry.starts_with(name))?;
+                Some((p.id, mark == self.mark))
+            })
+            .collect();
+        let belongs = |p: &Process| known.contains(&p.id) || marks.get(&p.id) == Some(&true);
         let (mut members, mut member_pids) = (Vec::new(), BTreeSet::new());
         take_if(&mut young, belongs, &mut members, &mut member_pids);
         let (mut others, mut other_pids) = (Vec::new(), BTreeSet::new());
         take_if(&mut old, is_near, &mut others, &mut other_pids);
+        let is_marked = |p: &Process| marks.contains_key(&p.id);
+        take_if(&mut young, is_marked, &mut others, &mut other_pids);
         take_descendants(&mut young, &mut others, &mut other_pids);
         take_if(&mut young, is_near, &mut members, &mut member_pids);
         take_descendants(&mut young, &mut members, &mut member_pids);

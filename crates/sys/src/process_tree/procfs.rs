@@ -67,22 +67,25 @@ pub(super) fn start_ticks_of(pid: i32) -> Option<u64> {
 /// Whether the environment that the process was started with has exactly this entry. `false` also
 /// where we may not read it: such a process we may not signal either.
 pub(super) fn environment_has(pid: i32, entry: &[u8]) -> bool {
-    if entry.is_empty() {
-        return false;
-    }
+    !entry.is_empty() && environment_entry(pid, |found| found == entry).is_some()
+}
+
+/// The first entry that is wanted of the environment that the process was started with.
+pub(super) fn environment_entry(pid: i32, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
     for _ in 0..EXEC_ATTEMPTS_MAX {
-        let Some(environment) = environment(pid) else { return false };
+        let environment = environment(pid)?;
         if !environment.is_empty() {
-            return environment.split(|byte| *byte == 0).any(|found| found == entry);
+            let found = environment.split(|byte| *byte == 0).find(|entry| wanted(entry));
+            return found.map(<[u8]>::to_vec);
         }
         // An exec exchanges the memory first and fills in where the environment is last; in between
         // there is none to read, though the mark is on its way.
         if !is_amid_exec(pid) {
-            return false;
+            return None;
         }
         std::thread::yield_now();
     }
-    false
+    None
 }
 
 /// `None` where there is no such process, or where we may not look.

@@ -18,7 +18,7 @@ use super::shell::{Evaluated, Shell};
 use super::{Owner, SessionKey, Turn, TurnEnd, TurnStarted};
 use crate::supervisor::job::end_of;
 use crate::supervisor::request::session_environment;
-use crate::supervisor::{Stay, Supervisor};
+use crate::supervisor::{OpenSession, Supervisor};
 
 /// The task's state.
 struct Keeper {
@@ -33,7 +33,7 @@ struct Keeper {
     idle_max: Duration,
     idle_since: Instant,
     /// Keeps the supervisor from ending for idleness.
-    _stay: Stay,
+    _open: OpenSession,
 }
 
 /// Starts the task of a session that was entered among the open ones.
@@ -53,7 +53,7 @@ pub(super) fn spawn(
         lost: false,
         idle_max,
         idle_since: Instant::now(),
-        _stay: Stay::new(supervisor),
+        _open: OpenSession::new(supervisor),
     };
     tokio::task::spawn_local(keeper.run());
 }
@@ -61,7 +61,7 @@ pub(super) fn spawn(
 /// What the keeper waits for between commands.
 enum Next {
     Turn(Box<Turn>),
-    /// Nobody can send another one.
+    /// Nobody can send another one, or the supervisor ends.
     End,
     /// The shell has ended by itself.
     Gone,
@@ -118,9 +118,11 @@ impl Keeper {
                 None => pending().await,
             }
         };
+        let mut stopping = self.supervisor.stopping.subscribe();
         tokio::select! {
             // First: a command must not be given to a shell that is known to be gone.
             biased;
+            _ = stopping.wait_for(|stopping| *stopping) => Next::End,
             () = gone => Next::Gone,
             turn = self.turns.recv() => turn.map_or(Next::End, |turn| Next::Turn(Box::new(turn))),
             () = idle => Next::Idle,
