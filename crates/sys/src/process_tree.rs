@@ -87,6 +87,19 @@ pub fn find_tree(root: &TreeRoot, mark: &[u8]) -> io::Result<Vec<Process>> {
     find_with(root, mark, &BTreeSet::new())
 }
 
+/// The living processes below our own: its children, theirs, and so on. Where we are a subreaper
+/// ([`set_child_subreaper`]) that is everything that we have started and all that came of it.
+///
+/// # Errors
+/// What reading the directory `/proc` gives.
+pub fn find_descendants() -> io::Result<Vec<Process>> {
+    let mut candidates: Vec<_> = processes()?.into_iter().filter(Process::is_alive).collect();
+    let mut members = Vec::new();
+    let mut parents = BTreeSet::from([getpid().as_raw_pid()]);
+    take_descendants(&mut candidates, &mut members, &mut parents);
+    Ok(members)
+}
+
 /// Sends `signal` once to every process of a tree, and to those that it starts meanwhile.
 ///
 /// Before SIGKILL the whole tree is stopped: a parent that died first would leave behind children
@@ -257,13 +270,23 @@ fn find_with(
             || environment_has(p.id.pid, mark)
     };
     take_if(&mut candidates, belongs, &mut members, &mut member_pids);
+    take_descendants(&mut candidates, &mut members, &mut member_pids);
+    Ok(members)
+}
+
+/// Moves what descends from a process in `pids` from `candidates` to `members`, and notes its pid.
+fn take_descendants(
+    candidates: &mut Vec<Process>,
+    members: &mut Vec<Process>,
+    pids: &mut BTreeSet<i32>,
+) {
     loop {
-        let parents = member_pids.clone();
+        let parents = pids.clone();
         let count = members.len();
         let descends = |p: &Process| parents.contains(&p.parent);
-        take_if(&mut candidates, descends, &mut members, &mut member_pids);
+        take_if(candidates, descends, members, pids);
         if members.len() == count {
-            return Ok(members);
+            return;
         }
     }
 }

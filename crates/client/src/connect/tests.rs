@@ -493,6 +493,7 @@ async fn the_limit_is_for_all_connections_together() {
     let route = Route::find(&client.options, &world.target()).unwrap();
     let mut connector = Connector::new(&client, &route, None);
     tokio::time::pause();
+    // tidy: in simulated time.
     let seconds = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
     assert!(connector.within_limit(seconds(6), Duration::ZERO).await.is_some());
     // What is asked of a person meanwhile takes nothing of it.

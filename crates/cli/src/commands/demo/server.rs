@@ -1,6 +1,5 @@
 //! The server of a demonstration: a real `afar serve` as a process of its own, ended for certain.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
@@ -9,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use afar_sys::process_tree::set_child_subreaper;
+use afar_sys::process_tree::{find_descendants, set_child_subreaper};
 use afar_sys::socket::{connect_unix, peer_credentials};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, wait};
 
@@ -106,14 +105,15 @@ impl Drop for Server {
     /// Ends everything below this process. What a command has left running comes to this process
     /// when its parent ends, because it is a subreaper.
     fn drop(&mut self) {
-        let own = rustix::process::getpid();
         let server = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         let supervisor = self.supervisor();
         let kept = [server, supervisor];
         // What is killed may have made more meanwhile.
         for _ in 0..KILL_ROUNDS {
-            let mut others = descendants(own);
-            others.retain(|process| !kept.contains(&Some(*process)));
+            let below = find_descendants().unwrap_or_default();
+            let below = below.iter().filter_map(|process| Pid::from_raw(process.id.pid));
+            let others: Vec<Pid> =
+                below.filter(|process| !kept.contains(&Some(*process))).collect();
             if others.is_empty() {
                 break;
             }
@@ -149,42 +149,6 @@ fn end(process: Pid, signal: Signal) {
     }
 }
 
-/// All processes below this one that have not ended (proc_pid_status(5)).
-fn descendants(root: Pid) -> Vec<Pid> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let processes: Vec<(i32, i32)> = entries
-        .filter_map(|entry| {
-            let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            Some((pid, parent_of_live(&stat)?))
-        })
-        .collect();
-    let mut known = BTreeSet::from([root.as_raw_nonzero().get()]);
-    loop {
-        let before = known.len();
-        let below: Vec<i32> =
-            processes.iter().filter(|(_, up)| known.contains(up)).map(|(pid, _)| *pid).collect();
-        known.extend(below);
-        if known.len() == before {
-            break;
-        }
-    }
-    known.remove(&root.as_raw_nonzero().get());
-    known.into_iter().filter_map(Pid::from_raw).collect()
-}
-
-/// The parent in a line of `/proc/PID/stat`; `None` for a zombie. The name may hold anything, so
-/// what follows its last parenthesis counts.
-fn parent_of_live(stat: &str) -> Option<i32> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace();
-    let state = fields.next()?;
-    if state == "Z" || state == "X" {
-        return None;
-    }
-    fields.next()?.parse().ok()
-}
-
 /// Where the server tells that it is ready (sd_notify(3)): an abstract socket, which no path limits
 /// and nothing has to remove.
 struct ReadySocket {
@@ -206,28 +170,5 @@ impl ReadySocket {
             && self.socket.recv(&mut message).is_ok_and(|read| {
                 message.get(..read).is_some_and(|message| message.starts_with(b"READY=1"))
             })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_parent_is_read_whatever_the_name_holds() {
-        assert_eq!(parent_of_live("7 (a) b) S 3 7 7"), Some(3));
-        assert_eq!(parent_of_live("7 (a) Z 3 7 7"), None);
-        assert_eq!(parent_of_live(""), None);
-    }
-
-    #[test]
-    fn descendants_are_found_below_their_root_only() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let own = Pid::from_raw(std::process::id().cast_signed()).unwrap();
-        let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
-        assert!(descendants(own).contains(&pid));
-        assert!(!descendants(pid).contains(&own));
-        end(pid, Signal::KILL);
-        assert!(!child.wait().unwrap().success());
     }
 }
