@@ -296,8 +296,22 @@ fn a_result_that_cannot_be_written_is_found_before_anything_starts() {
     let witness = host.file("witness");
     let words = ["--result", "/no/such/directory/result", "--", "touch"];
     let output = host.run(words.iter().copied().chain([witness.to_str().unwrap()])).output();
-    assert!(output.expect_code(255).error_text().contains("/no/such/directory"), "{output:?}");
+    let said = output.expect_code(255).error_text();
+    assert!(said.starts_with("afar: resolve: cannot write the result to /no/such"), "{output:?}");
+    assert!(said.ends_with("the command was not started\n"), "{output:?}");
     assert!(!witness.exists());
+}
+
+#[test]
+fn quiet_is_silent_about_what_a_command_did() {
+    let host = Host::start();
+    let timeout = ["-q", "--timeout", "50ms", "--", "sleep", "300"];
+    assert_eq!(host.run(timeout).output().expect_code(124).error_text(), "");
+    let killed = host.run(["-q", "-c", "kill -KILL $$"]).output();
+    assert_eq!(killed.expect_code(137).error_text(), "");
+    // And not about what afar could not do.
+    let failed = host.run(["-q", "--", "/no/such/program"]).output();
+    assert!(failed.expect_code(127).error_text().starts_with("afar: spawn: "), "{failed:?}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod stdin;
 pub(crate) use signals::Signals;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use afar_client::{
     Client, Command, End, Error, Finished, Job, JobEvent, Opened, Outcome, Phase, Started, Stream,
@@ -60,8 +60,7 @@ pub(crate) async fn execute(
     let result = match options.result.as_deref().map(ResultFile::prepare).transpose() {
         Ok(result) => result,
         Err((path, error)) => {
-            let path = path.display();
-            say(&format!("--result {path}: {error}; the command was not started"));
+            say_local_failure(Phase::Resolve, &cannot_write(&path, &error), Started::No);
             return Exit::Failed;
         }
     };
@@ -106,7 +105,15 @@ struct Ending {
     error: Option<Error>,
     exit: Exit,
     /// Said in one line, where there is no error that says it.
-    remark: Option<String>,
+    remark: Option<Remark>,
+}
+
+/// A line about an end that no error tells of.
+#[derive(Debug)]
+struct Remark {
+    line: String,
+    /// The least verbosity at which it is said.
+    wanted: Verbosity,
 }
 
 impl Ending {
@@ -134,7 +141,8 @@ impl Ending {
         let clause = console::started_clause(outcome.started);
         let line = format!("{}: ended by SIG{signal}; {clause}", outcome.phase.as_str());
         outcome.error = Some(line.clone());
-        Self { outcome, error: None, exit: Exit::Signal(signal), remark: Some(line) }
+        let remark = Some(Remark { line, wanted: Verbosity::Normal });
+        Self { outcome, error: None, exit: Exit::Signal(signal), remark }
     }
 
     fn finished(finished: Finished) -> Self {
@@ -142,15 +150,27 @@ impl Ending {
         Self { outcome: finished.outcome, error: finished.error, exit, remark: None }
     }
 
-    /// The user has left, which cancels the job.
-    fn cancelled(target: &str, job: Option<&str>, opened: Option<&Opened>) -> Self {
+    /// The user has left, which cancels the job, if there is one: before the server's answer nobody
+    /// knows, and an end is not made up.
+    fn left(target: &str, job: Option<&str>, opened: Option<&Opened>) -> Self {
         let mut outcome = Outcome::not_started(target, job, Phase::Run, "cancelled");
-        outcome.started = if opened.is_some() { Started::Yes } else { Started::Unknown };
         outcome.started_at = opened.map(|opened| opened.started_at_us);
-        outcome.end = End::Cancelled;
+        let (did, wanted, exit) = if opened.is_some() {
+            outcome.started = Started::Yes;
+            outcome.end = End::Cancelled;
+            ("left, and the command is cancelled", Verbosity::Normal, Exit::Status(130))
+        } else {
+            outcome.phase = Phase::Spawn;
+            outcome.started = Started::Unknown;
+            outcome.end = End::Unknown;
+            ("left before the server had answered", Verbosity::Quiet, Exit::Failed)
+        };
         let clause = console::started_clause(outcome.started);
-        let remark = Some(format!("run: left, and the command is cancelled; {clause}"));
-        Self { outcome, error: None, exit: Exit::Status(130), remark }
+        let line = format!("{}: {did}; {clause}", outcome.phase.as_str());
+        if outcome.end == End::Unknown {
+            outcome.error = Some(line.clone());
+        }
+        Self { outcome, error: None, exit, remark: Some(Remark { line, wanted }) }
     }
 }
 
@@ -251,7 +271,9 @@ impl Runner<'_> {
     fn with_local_failure(&self, mut ending: Ending) -> Ending {
         if let Some(failure) = &self.local_failure {
             ending.exit = Exit::Failed;
-            ending.remark = Some(format!("stream: {failure}; the command was started"));
+            let clause = console::started_clause(ending.outcome.started);
+            let line = format!("{}: {failure}; {clause}", Phase::Stream.as_str());
+            ending.remark = Some(Remark { line, wanted: Verbosity::Quiet });
         }
         ending
     }
@@ -264,7 +286,7 @@ impl Runner<'_> {
         let id = self.job.as_ref().map(|job| job.id().to_string());
         // Dropping the job cancels it.
         drop(self.job.take());
-        Ending::cancelled(&self.target, id.as_deref(), self.started.as_ref())
+        Ending::left(&self.target, id.as_deref(), self.started.as_ref())
     }
 }
 
@@ -289,14 +311,16 @@ async fn conclude(
     if let Some(result) = result
         && let Err(failure) = result.write(&outcome, &mut output)
     {
-        say(&format!("cannot write the result: {failure}"));
+        let path = options.result.as_deref().unwrap_or(Path::new("-"));
+        say_local_failure(Phase::Stream, &cannot_write(path, &failure), outcome.started);
         exit = Exit::Failed;
     }
     // A reader that has stopped reading is waited for, but not against the user's will.
     loop {
         while let Some((stream, failure)) = output.take_failure() {
             if failure.kind() != io::ErrorKind::BrokenPipe {
-                say(&format!("cannot write to {}: {failure}", stream.name()));
+                let failure = format!("cannot write to {}: {failure}", stream.name());
+                say_local_failure(Phase::Stream, &failure, outcome.started);
                 exit = Exit::Failed;
             }
         }
@@ -310,10 +334,46 @@ async fn conclude(
     }
     if let Some(error) = &error {
         report::say_error(error, &options.argv);
-    } else if let Some(remark) = &remark {
-        say(remark);
-    } else if options.verbosity > Verbosity::Quiet {
+    } else if let Some(Remark { line, wanted }) = &remark {
+        if options.verbosity >= *wanted {
+            say(line);
+        }
+    } else {
         report::say_end(&outcome, options.verbosity, signals.forwarded());
     }
     exit
+}
+
+fn cannot_write(result: &Path, error: &io::Error) -> String {
+    format!("cannot write the result to {}: {error}", result.display())
+}
+
+/// Says that afar failed at this end: in which phase, what, and whether the command was started.
+fn say_local_failure(phase: Phase, failure: &str, started: Started) {
+    say(&format!("{}: {failure}; {}", phase.as_str(), console::started_clause(started)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_leaves_before_the_answer_is_told_that_nothing_is_known() {
+        let ending = Ending::left("host", Some("j"), None);
+        assert_eq!(ending.outcome.started, Started::Unknown);
+        assert_eq!((&ending.outcome.end, ending.exit), (&End::Unknown, Exit::Failed));
+        let remark = ending.remark.unwrap();
+        assert!(remark.line.ends_with("whether the command was started is not known"));
+        assert_eq!(remark.wanted, Verbosity::Quiet);
+    }
+
+    #[test]
+    fn who_leaves_a_command_that_runs_has_cancelled_it() {
+        let job = afar_client::JobId::new("j").unwrap();
+        let opened = Opened { job, pid: 1, started_at_us: 7, note: None };
+        let ending = Ending::left("host", Some("j"), Some(&opened));
+        assert_eq!(ending.outcome.started, Started::Yes);
+        assert_eq!((&ending.outcome.end, ending.exit), (&End::Cancelled, Exit::Status(130)));
+        assert_eq!(ending.remark.unwrap().wanted, Verbosity::Normal);
+    }
 }

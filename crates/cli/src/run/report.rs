@@ -31,7 +31,9 @@ fn note_line(target: &str, opened: &Opened) -> Option<String> {
 
 /// Says how a command ended, where its status alone does not.
 pub(super) fn say_end(outcome: &Outcome, verbosity: Verbosity, forwarded: &[Signal]) {
-    if let Some(line) = end_line(&outcome.end, forwarded) {
+    if let Some((line, wanted)) = end_line(&outcome.end, forwarded)
+        && verbosity >= wanted
+    {
         say(&line);
     }
     if verbosity >= Verbosity::Verbose {
@@ -52,9 +54,9 @@ pub(super) fn say_end(outcome: &Outcome, verbosity: Verbosity, forwarded: &[Sign
 }
 
 /// A command that dies of a signal that was passed on to it, or of its reader's going away, did
-/// what was wanted.
-fn end_line(end: &End, forwarded: &[Signal]) -> Option<String> {
-    match end {
+/// what was wanted. An end that nobody knows is a failure of afar's, and always said.
+fn end_line(end: &End, forwarded: &[Signal]) -> Option<(String, Verbosity)> {
+    let line = match end {
         End::Signaled { name, core, .. } => {
             let signal = Signal::parse(name);
             if signal == Some(Signal::PIPE) || signal.is_some_and(|s| forwarded.contains(&s)) {
@@ -62,13 +64,18 @@ fn end_line(end: &End, forwarded: &[Signal]) -> Option<String> {
             }
             let name = escape_for_terminal(name.as_bytes());
             let core = if *core { " (core dumped)" } else { "" };
-            Some(format!("the command was ended by {name}{core}"))
+            format!("the command was ended by {name}{core}")
         }
-        End::Timeout => Some("the command was ended by --timeout".to_owned()),
-        End::Oom => Some("the command was ended for want of memory".to_owned()),
-        End::Cancelled => Some("the command was cancelled".to_owned()),
-        End::Exited { .. } | End::Lost | End::Unknown | End::NotStarted { .. } => None,
-    }
+        End::Timeout => "the command was ended by --timeout".to_owned(),
+        End::Oom => "the command was ended for want of memory".to_owned(),
+        End::Cancelled => "the command was cancelled".to_owned(),
+        End::Lost | End::Unknown => {
+            let line = "run: the server can't tell how the command ended; the command was started";
+            return Some((line.to_owned(), Verbosity::Quiet));
+        }
+        End::Exited { .. } | End::NotStarted { .. } => return None,
+    };
+    Some((line, Verbosity::Normal))
 }
 
 #[cfg(test)]
@@ -81,8 +88,9 @@ mod tests {
 
     #[test]
     fn a_crash_is_said_and_what_was_wanted_is_not() {
-        let said = end_line(&signaled("SIGSEGV"), &[]);
-        assert_eq!(said.as_deref(), Some("the command was ended by SIGSEGV (core dumped)"));
+        let (said, wanted) = end_line(&signaled("SIGSEGV"), &[]).unwrap();
+        assert_eq!(said, "the command was ended by SIGSEGV (core dumped)");
+        assert_eq!(wanted, Verbosity::Normal);
         assert!(end_line(&signaled("SIGKILL"), &[Signal::TERM]).is_some());
         assert_eq!(end_line(&signaled("SIGPIPE"), &[]), None);
         assert_eq!(end_line(&signaled("SIGTERM"), &[Signal::TERM]), None);
@@ -91,8 +99,16 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_nobody_knows_is_said_even_to_who_wants_to_hear_nothing_else() {
+        for end in [End::Lost, End::Unknown] {
+            let (said, wanted) = end_line(&end, &[]).unwrap();
+            assert!(said.starts_with("run: ") && wanted == Verbosity::Quiet, "{said}");
+        }
+    }
+
+    #[test]
     fn fault_85_a_signals_name_is_shown_and_not_obeyed() {
-        let said = end_line(&signaled("SIG\x1b[2J"), &[]).unwrap();
+        let (said, _) = end_line(&signaled("SIG\x1b[2J"), &[]).unwrap();
         assert!(!said.contains('\x1b'), "{said}");
     }
 

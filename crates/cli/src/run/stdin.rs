@@ -32,11 +32,13 @@ pub(super) fn pump(stdin: Stdin) {
     let runtime = tokio::runtime::Handle::current();
     let spawned = thread::Builder::new().name("stdin".to_owned()).spawn(move || {
         if let Err(error) = copy(stdin, &runtime) {
-            say(&format!("stdin could not be read to its end: {error}"));
+            say(&format!(
+                "stream: stdin could not be read to its end: {error}; the command was started"
+            ));
         }
     });
     if let Err(error) = spawned {
-        say(&format!("stdin could not be read: {error}"));
+        say(&format!("stream: stdin could not be read: {error}; the command was started"));
     }
 }
 
