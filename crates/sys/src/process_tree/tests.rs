@@ -27,14 +27,14 @@ fn the_tree_holds_the_process_itself_and_nobody_else() {
 
 #[test]
 fn everything_below_us_is_found_and_no_zombie() {
-    let mut running = ready("sleep 1000 & setsid sleep 1000 & echo ready; wait");
+    let running = ready("sleep 1000 & setsid sleep 1000 & echo ready; wait");
     let mut gone = ready("echo ready; exit 0");
-    gone.rest_of_stdout();
+    until_readable(&gone.child);
     let below = find_descendants().unwrap();
     let is_below = |pid: i32| below.iter().any(|process| process.id.pid == pid);
     assert!(running.tree().into_iter().all(is_below));
     assert_eq!(running.tree().len(), 3);
-    assert!(!is_below(getpid().as_raw_pid()) && !is_below(1));
+    assert!(!is_below(getpid().as_raw_pid()) && !is_below(gone.pid()));
     gone.wait();
     running.kill_tree(Signal::KILL);
 }
