@@ -64,12 +64,6 @@ pub enum FileError {
         /// Its permission bits.
         mode: u32,
     },
-    /// A line to be appended holds a line break.
-    #[error("a line for {path:?} must not hold a line break")]
-    LineBreak {
-        /// The file that was left as it is.
-        path: PathBuf,
-    },
     /// The system refused.
     #[error("cannot {action} {path:?}: {source}")]
     Io {
@@ -271,35 +265,47 @@ where
     Ok(true)
 }
 
-/// Appends one line, given without its line break; see [`update_atomically`] for the guarantees.
-/// A last line that was never ended is ended first.
-///
-/// # Errors
-/// A [`FileError`]; the file is then as it was. A file over 16 MiB is refused.
-pub fn append_line_atomically(path: &Path, line: &[u8]) -> Result<(), FileError> {
-    if line.iter().any(|byte| matches!(byte, b'\n' | b'\r' | 0)) {
-        return Err(FileError::LineBreak { path: path.to_owned() });
-    }
-    update_atomically(path, REWRITE_BYTES_MAX, |old| {
-        let mut new = Vec::with_capacity(old.len() + line.len() + 2);
-        new.extend_from_slice(old);
-        if !old.is_empty() && !old.ends_with(b"\n") {
-            new.push(b'\n');
-        }
-        new.extend_from_slice(line);
-        new.push(b'\n');
-        Some(new)
-    })?;
-    Ok(())
+/// A new file that will take the place of another, whole or not at all: for what others wait for, and
+/// need not outlast a crash. It is removed unless it does take its place.
+#[derive(Debug)]
+pub struct Replacement {
+    place: Place,
+    temporary: OsString,
+    file: File,
+    placed: bool,
 }
 
-/// Replaces the whole file; see [`update_atomically`] for the guarantees.
-///
-/// # Errors
-/// A [`FileError`]; the file is then as it was. A file over 16 MiB is refused.
-pub fn replace_atomically(path: &Path, contents: &[u8]) -> Result<(), FileError> {
-    update_atomically(path, REWRITE_BYTES_MAX, |_| Some(contents.to_vec()))?;
-    Ok(())
+impl Replacement {
+    /// Makes the file beside `path`, under a name that nobody can have taken or planted. A link at
+    /// `path` will be replaced and not followed. Its mode is what the umask leaves of 0666.
+    ///
+    /// # Errors
+    /// A [`FileError`]; nothing is left behind.
+    pub fn prepare(path: &Path) -> Result<Self, FileError> {
+        let place = Place::open_in(path)?;
+        let (temporary, fd) = place.create_temporary(0o666)?;
+        Ok(Self { place, temporary, file: File::from(fd), placed: false })
+    }
+
+    /// Writes all of it and puts it in its place.
+    ///
+    /// # Errors
+    /// A [`FileError`]; what was there is left as it was.
+    pub fn place(mut self, contents: &[u8]) -> Result<(), FileError> {
+        let written = self.file.write_all(contents);
+        written.map_err(|source| failed("write", &self.place.path, source))?;
+        self.place.rename(&self.temporary)?;
+        self.placed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if !self.placed {
+            self.place.discard(&self.temporary);
+        }
+    }
 }
 
 /// Makes a file with mode 0600 that did not exist, whole or not at all.
@@ -330,9 +336,6 @@ pub fn create_once(path: &Path, contents: &[u8]) -> Result<bool, FileError> {
         Err(source) => Err(failed("create", path, source.into())),
     }
 }
-
-/// The largest file that a line is appended to or that is replaced.
-const REWRITE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// A directory that is only passed through: no read permission needed, no link followed.
 const WALK: OFlags =
@@ -419,7 +422,16 @@ fn follow_links(path: &Path) -> Result<PathBuf, FileError> {
     Err(failed("open", path, rustix::io::Errno::LOOP.into()))
 }
 
+/// The directory of a file that is named by its path.
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// A name in a directory that is held open, so that all steps of a change happen in the same one.
+#[derive(Debug)]
 struct Place {
     path: PathBuf,
     directory: OwnedFd,
@@ -427,18 +439,22 @@ struct Place {
 }
 
 impl Place {
+    /// Directories that are missing are made.
     fn open(path: &Path) -> Result<Self, FileError> {
-        let invalid = || failed("open", path, io::ErrorKind::InvalidInput.into());
-        let name = path.file_name().ok_or_else(invalid)?.to_owned();
-        let parent = match path.parent().ok_or_else(invalid)? {
-            parent if parent.as_os_str().is_empty() => Path::new("."),
-            parent => parent,
-        };
+        let parent = parent_of(path);
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(parent)
             .map_err(|source| failed("create", parent, source))?;
+        Self::open_in(path)
+    }
+
+    /// In a directory that is there.
+    fn open_in(path: &Path) -> Result<Self, FileError> {
+        let invalid = || failed("open", path, io::ErrorKind::InvalidInput.into());
+        let name = path.file_name().ok_or_else(invalid)?.to_owned();
+        let parent = parent_of(path);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(parent, flags, Mode::empty())
             .map_err(|source| failed("open", parent, source.into()))?;
@@ -463,8 +479,8 @@ impl Place {
         Ok((contents, stat))
     }
 
-    /// Writes a new file of a name that nobody can guess, forced to disk; returns the name.
-    fn write_temporary(&self, contents: &[u8], mode: u32) -> Result<OsString, FileError> {
+    /// A new file of a name that nobody can guess.
+    fn create_temporary(&self, mode: u32) -> Result<(OsString, OwnedFd), FileError> {
         let mut unique = [0_u8; 8];
         aws_lc_rs::rand::fill(&mut unique).map_err(|_| {
             failed("create", &self.path, io::Error::other("no random bytes to be had"))
@@ -472,8 +488,14 @@ impl Place {
         let name = OsString::from(format!(".afar-{:016x}", u64::from_ne_bytes(unique)));
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.directory, &name, flags, Mode::from_raw_mode(0o600))
+        let fd = rustix::fs::openat(&self.directory, &name, flags, Mode::from_raw_mode(mode))
             .map_err(|source| failed("create a file beside", &self.path, source.into()))?;
+        Ok((name, fd))
+    }
+
+    /// Writes a new file, forced to disk; returns its name.
+    fn write_temporary(&self, contents: &[u8], mode: u32) -> Result<OsString, FileError> {
+        let (name, fd) = self.create_temporary(0o600)?;
         let written = rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))
             .map_err(io::Error::from)
             .and_then(|()| {
@@ -490,17 +512,19 @@ impl Place {
         }
     }
 
+    /// Puts a temporary file in its place, so that it stays there whatever happens.
     fn rename_over(&self, temporary: &OsStr) -> Result<(), FileError> {
-        match rustix::fs::renameat(&self.directory, temporary, &self.directory, &self.name) {
-            Ok(()) => {
-                self.sync();
-                Ok(())
-            }
-            Err(source) => {
-                self.discard(temporary);
-                Err(failed("replace", &self.path, source.into()))
-            }
+        let renamed = self.rename(temporary);
+        match &renamed {
+            Ok(()) => self.sync(),
+            Err(_) => self.discard(temporary),
         }
+        renamed
+    }
+
+    fn rename(&self, temporary: &OsStr) -> Result<(), FileError> {
+        rustix::fs::renameat(&self.directory, temporary, &self.directory, &self.name)
+            .map_err(|source| failed("replace", &self.path, source.into()))
     }
 
     /// A temporary file that cannot be removed is litter, not a fault of what was asked for.

@@ -173,7 +173,7 @@ impl ServerSide {
 /// the server has proved, inside `process_new_packets`; it must not block, so it cannot ask
 /// anybody. Where it rejects, `process_new_packets` fails, an alert is waiting to be written, and
 /// [`ClientSide::rejected_key`] has the key, so that somebody can be asked with no connection
-/// open, and the next one made with [`connect_pinned`].
+/// open, and the next one made with a `decide` that takes this very key.
 ///
 /// No name is sent to the server: a raw public key has none, and SSH does not tell the network
 /// which host is meant either.
@@ -206,22 +206,6 @@ where
     let mut connection = ClientConnection::new(Arc::new(config), nobody)?;
     set_buffer_limits(&mut connection);
     Ok((connection, ClientSide { verifier }))
-}
-
-/// A new client connection that accepts this host key and no other.
-///
-/// # Errors
-/// As [`connect`].
-pub fn connect_pinned(
-    pinned: &HostPublicKey,
-) -> Result<(ClientConnection, ClientSide), TlsSetupError> {
-    let expected = pinned.clone();
-    connect(
-        &[pinned.kind()],
-        move |key| {
-            if *key == expected { Verdict::Accept } else { Verdict::Reject }
-        },
-    )
 }
 
 /// What the client knows of one handshake.

@@ -130,7 +130,7 @@ fn shut_down_sending(socket: impl AsFd) -> io::Result<()> {
 }
 
 /// Removes `count` bytes from the front of `pieces`.
-fn advance(pieces: &mut VecDeque<Bytes>, mut count: usize) {
+pub fn advance(pieces: &mut VecDeque<Bytes>, mut count: usize) {
     while count > 0 {
         let Some(front) = pieces.front_mut() else { return };
         if count < front.len() {

@@ -175,11 +175,6 @@ pub fn ignore_sigpipe() {
     set_disposition(libc::SIGPIPE, libc::SIG_IGN);
 }
 
-/// Gives SIGPIPE its default effect again: this process ends quietly with the reader of its output.
-pub fn default_sigpipe() {
-    set_disposition(libc::SIGPIPE, libc::SIG_DFL);
-}
-
 /// Gives SIGCHLD its default effect.
 ///
 /// A process that is started with SIGCHLD ignored loses the status of every child: the kernel

@@ -12,11 +12,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use afar_client::Stream;
+use afar_net::transport::advance;
 use bytes::{Buf as _, Bytes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, fstat, major, minor};
+use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use tokio::sync::Notify;
+
+use super::stdin::is_null_device;
 
 /// What may wait here, by its cost, before no more of the job's events are taken.
 const QUEUED_COST_MAX: usize = 1024 * 1024;
@@ -181,9 +184,7 @@ impl Directness {
         let Ok(stat) = fstat(fd) else { return Self::Nothing };
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Self::All,
-            FileType::CharacterDevice if (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3) => {
-                Self::All
-            }
+            FileType::CharacterDevice if is_null_device(&stat) => Self::All,
             FileType::Fifo => Self::Small,
             _ => Self::Nothing,
         }
@@ -334,18 +335,6 @@ fn write_blocking(fd: BorrowedFd<'_>, batch: &mut VecDeque<Bytes>) -> io::Result
         }
     }
     Ok(())
-}
-
-/// Removes what was written from the front.
-fn advance(batch: &mut VecDeque<Bytes>, mut written: usize) {
-    while let Some(front) = batch.front_mut() {
-        if written < front.len() {
-            front.advance(written);
-            return;
-        }
-        written -= front.len();
-        batch.pop_front();
-    }
 }
 
 #[cfg(test)]

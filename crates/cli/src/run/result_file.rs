@@ -1,12 +1,11 @@
 //! `--result`: the outcome as one JSON object, whole or not at all.
 
-use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use afar_client::{Outcome, Stream};
+use afar_net::files::Replacement;
 
 use super::output::Output;
 
@@ -19,16 +18,7 @@ pub(super) enum ResultFile {
     /// A descriptor or device, written to as it is.
     Direct(File),
     /// A file that appears with its whole content.
-    Atomic(Pending),
-}
-
-/// A new file beside the one that it will replace; removed unless it does.
-#[derive(Debug)]
-pub(super) struct Pending {
-    file: File,
-    temporary: PathBuf,
-    path: PathBuf,
-    placed: bool,
+    Atomic(Replacement),
 }
 
 impl ResultFile {
@@ -51,7 +41,7 @@ impl ResultFile {
         }
         // A link stays one: what it points to is replaced.
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        Pending::create(path).map(Self::Atomic)
+        Replacement::prepare(&path).map(Self::Atomic).map_err(io::Error::other)
     }
 
     /// Writes the outcome with a line end.
@@ -64,34 +54,7 @@ impl ResultFile {
                 Ok(())
             }
             Self::Direct(mut file) => file.write_all(&line),
-            Self::Atomic(pending) => pending.place(&line),
-        }
-    }
-}
-
-impl Pending {
-    fn create(path: PathBuf) -> io::Result<Self> {
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let mut temporary_name = OsStr::new(".").to_owned();
-        temporary_name.push(name);
-        temporary_name.push(format!(".{}", std::process::id()));
-        let temporary = path.with_file_name(temporary_name);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o666).open(&temporary)?;
-        Ok(Self { file, temporary, path, placed: false })
-    }
-
-    fn place(mut self, line: &[u8]) -> io::Result<()> {
-        self.file.write_all(line)?;
-        std::fs::rename(&self.temporary, &self.path)?;
-        self.placed = true;
-        Ok(())
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if !self.placed {
-            let _ = std::fs::remove_file(&self.temporary);
+            Self::Atomic(file) => file.place(&line).map_err(io::Error::other),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::thread;
 
 use afar_client::Stdin;
 use bytes::Bytes;
-use rustix::fs::{FileType, fstat, major, minor};
+use rustix::fs::{FileType, Stat, fstat, major, minor};
 use rustix::io::Errno;
 
 use crate::console::say;
@@ -18,10 +18,13 @@ const COPIED_BYTES: usize = 8 * 1024;
 
 /// Whether stdin is `/dev/null`, which has nothing to send.
 pub(super) fn is_null() -> bool {
-    fstat(rustix::stdio::stdin()).is_ok_and(|stat| {
-        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-            && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3)
-    })
+    fstat(rustix::stdio::stdin()).is_ok_and(|stat| is_null_device(&stat))
+}
+
+/// Whether this is `/dev/null`, whatever it is called.
+pub(super) fn is_null_device(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3)
 }
 
 /// Sends stdin until its end, or until the command takes no more.

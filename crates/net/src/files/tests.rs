@@ -179,20 +179,42 @@ fn who_may_own_a_private_key_depends_on_whose_it_is() {
     assert_eq!(check(PrivateKeyRule::User, 0, 0o640), Ok(()));
 }
 
+/// Changes the whole file, or its end.
+fn replace(path: &Path, contents: &[u8]) -> Result<bool, FileError> {
+    update_atomically(path, 1024, |_| Some(contents.to_vec()))
+}
+
+fn append(path: &Path, line: &str) {
+    let line = format!("{line}\n");
+    update_atomically(path, 1024, |old| Some([old, line.as_bytes()].concat())).unwrap();
+}
+
 #[test]
-fn appending_ends_an_unfinished_line_first() {
+fn a_file_that_is_new_is_for_its_owner_only() {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("new/known_hosts");
-    append_line_atomically(&file, b"one").unwrap();
+    append(&file, "one");
     assert_eq!(mode_of(&file), 0o600);
     assert_eq!(mode_of(file.parent().unwrap()), 0o700);
-    fs::write(&file, b"cut").unwrap();
-    append_line_atomically(&file, b"two").unwrap();
-    assert_eq!(fs::read(&file).unwrap(), b"cut\ntwo\n");
-    for bad in [&b"a\nb"[..], b"a\rb", b"a\0b"] {
-        assert!(matches!(append_line_atomically(&file, bad), Err(FileError::LineBreak { .. })));
-    }
-    assert_eq!(fs::read(&file).unwrap(), b"cut\ntwo\n");
+    append(&file, "two");
+    assert_eq!(fs::read(&file).unwrap(), b"one\ntwo\n");
+}
+
+#[test]
+fn a_replacement_appears_whole_or_leaves_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let (path, precious) = (temp.path().join("ready"), temp.path().join("precious"));
+    fs::write(&precious, "mine").unwrap();
+    // Fault 63: a link is replaced, and not written through.
+    symlink(&precious, &path).unwrap();
+    drop(Replacement::prepare(&path).unwrap());
+    assert_eq!(fs::read(&path).unwrap(), b"mine");
+    Replacement::prepare(&path).unwrap().place(b"new").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+    assert!(fs::symlink_metadata(&path).unwrap().is_file());
+    assert_eq!(fs::read(&precious).unwrap(), b"mine");
+    assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 2, "temporary files are left");
+    assert!(Replacement::prepare(&temp.path().join("missing/ready")).is_err());
 }
 
 #[test]
@@ -203,14 +225,14 @@ fn a_link_stays_a_link_even_to_a_file_that_is_not_there_yet() {
     let link = temp.path().join("known_hosts");
     symlink("dotfiles/known_hosts", &middle).unwrap();
     symlink("middle", &link).unwrap();
-    append_line_atomically(&link, b"one").unwrap();
-    replace_atomically(&link, b"two\n").unwrap();
+    append(&link, "one");
+    replace(&link, b"two\n").unwrap();
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!(fs::read(&real).unwrap(), b"two\n");
 
     let ring = temp.path().join("ring");
     symlink("ring", &ring).unwrap();
-    assert!(matches!(replace_atomically(&ring, b""), Err(FileError::Io { .. })));
+    assert!(matches!(replace(&ring, b""), Err(FileError::Io { .. })));
 }
 
 #[test]
@@ -219,7 +241,7 @@ fn an_existing_mode_is_kept_less_what_lets_others_write() {
     let file = temp.path().join("known_hosts");
     fs::write(&file, b"").unwrap();
     chmod(&file, 0o666);
-    replace_atomically(&file, b"x").unwrap();
+    replace(&file, b"x").unwrap();
     assert_eq!(mode_of(&file), 0o644);
 }
 
@@ -250,7 +272,7 @@ fn no_line_is_lost_when_many_append_at_once() {
             scope.spawn(move || {
                 start.wait();
                 for line in 0..lines {
-                    append_line_atomically(file, format!("{thread} {line}").as_bytes()).unwrap();
+                    append(file, &format!("{thread} {line}"));
                 }
             });
         }

@@ -80,6 +80,15 @@ fn shake(client: &mut ClientConnection, server: &mut ServerConnection) -> Result
     panic!("the handshake does not end");
 }
 
+/// A client that accepts this host key and no other.
+fn connect_pinned(pinned: &HostPublicKey) -> Result<(ClientConnection, ClientSide), TlsSetupError> {
+    let expected = pinned.clone();
+    let decide = move |key: &HostPublicKey| {
+        if *key == expected { Verdict::Accept } else { Verdict::Reject }
+    };
+    connect(&[pinned.kind()], decide)
+}
+
 #[test]
 fn both_ends_establish_the_same() {
     let (tls, publics) = server(&[KeyKind::Ed25519]);

@@ -20,6 +20,7 @@ use std::time::Duration;
 use afar_core::authorized_keys::SourceList;
 use afar_net::accept::accept;
 use afar_net::clock::Clock;
+use afar_net::files::FileError;
 use afar_net::host_key::{HostKeyError, HostPublicKey};
 use afar_net::tls::TlsSetupError;
 use afar_net::transport::UnixTransport;
@@ -127,13 +128,8 @@ pub enum ServeError {
     #[error("the user who runs the server (uid {0}) is not in the user database")]
     UnknownUser(u32),
     /// The file that tells the addresses can't be written.
-    #[error("cannot write the ready file {path:?}: {source}")]
-    ReadyFile {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("cannot write the ready file: {0}")]
+    ReadyFile(FileError),
     /// The system refused.
     #[error("{action}: {source}")]
     Io {

@@ -1,36 +1,28 @@
 //! Tells that connections are accepted: the ready file, and systemd's notification.
 
-use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::path::Path;
+
+use afar_net::files::{FileError, Replacement};
 
 use super::{Ready, ServeError};
 
 /// Writes the ready file and notifies the service manager, where either is wanted.
 pub(super) fn announce(ready: &Ready, ready_file: Option<&Path>) -> Result<(), ServeError> {
     if let Some(path) = ready_file {
-        write_ready_file(ready, path)
-            .map_err(|source| ServeError::ReadyFile { path: path.to_owned(), source })?;
+        write_ready_file(ready, path).map_err(ServeError::ReadyFile)?;
     }
     notify_ready();
     Ok(())
 }
 
 /// Whoever waits for the file must never read half of it: it appears whole or not at all. It may be
-/// wanted in a directory that others can write too, where the name that it has until then could be
-/// somebody's link to a file of ours: so it is made anew, or not at all.
-fn write_ready_file(ready: &Ready, path: &Path) -> std::io::Result<()> {
+/// wanted in a directory that others can write too.
+fn write_ready_file(ready: &Ready, path: &Path) -> Result<(), FileError> {
     let addresses = ready.addresses.iter().chain(&ready.classic);
     let text: String = addresses.map(|address| format!("{address}\n")).collect();
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    let temporary = Path::new(&name);
-    // Of an earlier process of this number that was killed between the two steps.
-    let _ = std::fs::remove_file(temporary);
-    let mut file = std::fs::File::create_new(temporary)?;
-    file.write_all(text.as_bytes())?;
-    std::fs::rename(temporary, path)
+    Replacement::prepare(path)?.place(text.as_bytes())
 }
 
 /// Says that the service is ready, or ready again.
@@ -72,10 +64,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (path, precious) = (directory.path().join("ready"), directory.path().join("precious"));
         std::fs::write(&precious, "mine").unwrap();
-        let planted = directory.path().join(format!("ready.{}", std::process::id()));
-        for link in [&planted, &path] {
-            std::os::unix::fs::symlink(&precious, link).unwrap();
-        }
+        std::os::unix::fs::symlink(&precious, &path).unwrap();
         let addresses = vec!["127.0.0.1:2327".parse().unwrap()];
         let classic = vec!["[::1]:8080".parse().unwrap()];
         let ready = Ready { addresses, classic, host_keys: Vec::new(), created: None };

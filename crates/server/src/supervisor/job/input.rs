@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
+use afar_net::transport::advance;
 use bytes::{Bytes, BytesMut};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -102,7 +103,7 @@ impl Input {
         }
         Poll::Ready(match written {
             Ok(count) => {
-                self.advance(count);
+                advance(&mut self.queue, count);
                 self.close_if_done();
                 Taken::Bytes(count)
             }
@@ -138,17 +139,6 @@ impl Input {
                 return Poll::Ready(Taken::Closed);
             }
             guard.clear_ready();
-        }
-    }
-
-    fn advance(&mut self, mut count: usize) {
-        while let Some(front) = self.queue.front_mut() {
-            if count < front.len() {
-                let _ = front.split_to(count);
-                return;
-            }
-            count -= front.len();
-            self.queue.pop_front();
         }
     }
 }
