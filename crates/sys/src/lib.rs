@@ -11,6 +11,7 @@
 
 pub mod boot;
 pub mod child;
+pub mod descriptor_passing;
 mod errno;
 pub mod exec_strings;
 pub mod inherit;
