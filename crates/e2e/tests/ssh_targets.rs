@@ -239,15 +239,17 @@ fn ssh_asks_at_the_terminal() {
 #[test]
 fn a_lost_link_is_told_and_ends_the_command() {
     let far = Far::new();
-    let mut run = far.script("echo ready; exec sleep 300").spawn();
-    assert_eq!(run.line().as_deref(), Some("ready"));
-    let supervisor = far.host.supervisor().unwrap();
+    let started = || {
+        let mut run = far.script("echo $$; exec sleep 300").spawn();
+        let pid = run.line().unwrap().parse().unwrap();
+        (run, process::Process::open(pid).unwrap())
+    };
     let find = |root: u32, name: &str| {
         let all = process::descendants(root);
         let found = all.into_iter().find(|entry| entry.command.starts_with(name));
         process::Process::open(found.unwrap().pid).unwrap()
     };
-    let job = find(supervisor.pid(), "sleep 300");
+    let (run, job) = started();
     find(run.pid(), "/usr/bin/ssh").kill();
     let output = run.wait();
     output.expect_code(255);
@@ -255,9 +257,7 @@ fn a_lost_link_is_told_and_ends_the_command() {
     job.wait();
 
     // The same when it is we who are gone.
-    let mut run = far.script("echo ready; exec sleep 301").spawn();
-    assert_eq!(run.line().as_deref(), Some("ready"));
-    let job = find(supervisor.pid(), "sleep 301");
+    let (run, job) = started();
     run.process().kill();
     job.wait();
     assert_eq!(run.wait().signal(), Some(9));
