@@ -15,8 +15,8 @@ use afar_net::clock::Clock;
 use afar_net::host_key::{HostKey, HostKeys};
 use afar_net::login::{Candidate, Login, LoginError, login};
 use afar_net::signer::{DelegatedKey, Signer};
-use afar_net::tls::{self, ChannelBinding, TlsServer, Verdict};
-use afar_net::transport::{Read, TlsTransport, Transport as _};
+use afar_net::tls::{self, ChannelBinding, Established, TlsServer, Verdict};
+use afar_net::transport::{Read, TlsHandshake, TlsTransport, Transport as _};
 use afar_proto::auth::{AuthError, Initiator, InitiatorEvent};
 use afar_proto::frame::{Frame, FrameReader, Kind, Phase};
 use afar_proto::json;
@@ -145,7 +145,7 @@ fn client_hello() -> Vec<u8> {
 /// A client whose handshake is over.
 struct Client {
     transport: TlsTransport,
-    side: tls::ClientSide,
+    established: Established,
     plaintext: Vec<u8>,
     ended: bool,
 }
@@ -153,13 +153,16 @@ struct Client {
 impl Client {
     async fn connect(socket: TcpStream) -> Self {
         let (tls, side) = tls::connect(&[], |_| Verdict::Accept).unwrap();
-        let transport = TlsTransport::new(socket, tls);
-        let mut client = Self { transport, side, plaintext: Vec::new(), ended: false };
-        client.flush().await;
-        while client.transport.tls().is_handshaking() {
-            client.read().await;
-            assert!(!client.ended, "the server ends the handshake");
+        let mut handshake = TlsHandshake::new(socket, tls);
+        while handshake.tls().is_handshaking() {
+            poll_fn(|context| handshake.poll_flush(context)).await.unwrap();
+            let read = poll_fn(|context| handshake.poll_read(context)).await.unwrap();
+            assert_eq!(read, Read::Progress, "the server ends the handshake");
         }
+        let rustls::Connection::Client(tls) = handshake.tls() else { panic!("a client") };
+        let established = side.established(tls).unwrap();
+        let transport = handshake.into_transport(side.traffic_secrets()).unwrap();
+        let mut client = Self { transport, established, plaintext: Vec::new(), ended: false };
         client.flush().await;
         client
     }
@@ -193,9 +196,8 @@ impl Client {
     }
 
     fn binding(&mut self) -> (ChannelBinding, Vec<u8>) {
-        let rustls::Connection::Client(tls) = self.transport.tls() else { panic!("a client") };
-        let established = self.side.established(tls).unwrap();
-        (established.channel_binding, established.host_key.blob().to_vec())
+        let Established { channel_binding, host_key } = self.established.clone();
+        (channel_binding, host_key.blob().to_vec())
     }
 }
 

@@ -59,19 +59,17 @@ fn a_client_that_is_killed_takes_no_other_clients_job_with_it() {
 }
 
 #[test]
-fn a_killed_listener_is_said_and_its_jobs_are_cancelled_and_the_supervisor_lives() {
+fn a_killed_listener_is_noticed_by_nobody_who_is_in() {
     let mut host = Host::start();
-    let client = ready(&host, TREE);
+    let mut client = ready(&host, "echo ready; exec cat");
     let supervisor = host.supervisor().unwrap();
     host.listener().kill();
-    let output = client.wait();
-    let said = output.expect_code(255).error_text();
-    assert!(said.contains("was started"), "{said}");
-    let outcome = host.json("result");
-    assert_eq!((&outcome["started"], &outcome["phase"]), (&json!("yes"), &json!("run")));
-    assert_eq!(outcome["end"], json!({"kind": "lost"}));
-    assert!(outcome["streams"].is_null(), "{outcome}");
-    host.wait_until_idle();
+    let line = "x".repeat(100_000);
+    client.write(format!("{line}\n").as_bytes());
+    assert!(client.line().unwrap() == line);
+    client.close_stdin();
+    assert_eq!(client.wait().code(), 0);
+    assert_eq!(host.json("result")["end"], json!({"kind": "exited", "code": 0}));
     assert!(supervisor.is_running());
     // Nobody listens, and that is what is said.
     let output = host.run(["--", "true"]).output();
@@ -80,19 +78,21 @@ fn a_killed_listener_is_said_and_its_jobs_are_cancelled_and_the_supervisor_lives
     host.restart_listener();
     assert_eq!(host.run(["--", "echo", "on"]).output().success().text(), "on\n");
     assert_eq!(host.supervisor().unwrap().pid(), supervisor.pid());
+    host.wait_until_idle();
 }
 
 #[test]
-fn a_listener_that_is_told_to_end_does_and_leaves_the_supervisor() {
+fn a_listener_that_is_told_to_end_does_and_leaves_those_who_are_in() {
     for signal in [Signal::TERM, Signal::INT] {
         let host = Host::start();
         assert_eq!(host.run(["--", "true"]).output().code(), 0);
-        let client = ready(&host, "echo ready; exec sleep 300");
-        let supervisor = host.supervisor().unwrap();
+        let mut client = ready(&host, "echo ready; exec cat");
         host.listener().signal(signal);
         host.listener().wait();
-        assert_eq!(client.wait().code(), 255);
-        assert!(supervisor.is_running());
+        client.write(b"still\n");
+        assert_eq!(client.line().unwrap(), "still");
+        client.close_stdin();
+        assert_eq!(client.wait().code(), 0);
         host.wait_until_idle();
     }
 }

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use crate::clock::Clock;
 use crate::sshsig::{self, VerifiedKey};
 use crate::tls::{Established, TlsServer};
-use crate::transport::{Read, TlsTransport, Transport as _};
+use crate::transport::{Read, TlsHandshake, TlsTransport, Transport as _, breach_of_tls};
 
 /// How long a peer may take for TLS's handshake (`W-4.1`). Nobody has to touch anything for that.
 pub const TLS_DEADLINE: Duration = Duration::from_secs(10);
@@ -127,21 +127,57 @@ pub async fn accept<G: Gatekeeper>(
     gatekeeper: &G,
     clock: Clock,
 ) -> Result<Accepted<G::Grant>, AcceptError> {
-    let (connection, side) = tls.accept().map_err(|error| AcceptError::Tls(error.to_string()))?;
-    let transport = TlsTransport::new(socket, connection);
-    let responder = Responder::new(concat!("afar/", env!("CARGO_PKG_VERSION")), clock.now());
-    let mut entrance = Entrance { transport, responder, source, clock, refusal: None };
+    let broken = |error: &dyn std::error::Error| AcceptError::Tls(error.to_string());
+    let (connection, side) = tls.accept().map_err(|error| broken(&error))?;
+    let mut handshake = TlsHandshake::new(socket, connection);
+    let mut responder = Responder::new(concat!("afar/", env!("CARGO_PKG_VERSION")), clock.now());
     let deadline = tokio::time::Instant::now() + TLS_DEADLINE;
-    tokio::time::timeout_at(deadline, entrance.shake_hands())
+    tokio::time::timeout_at(deadline, shake_hands(&mut handshake, &mut responder))
         .await
         .map_err(|_| AcceptError::Tls("the handshake took too long".to_owned()))??;
-    let established = match entrance.transport.tls() {
-        rustls::Connection::Server(tls) => {
-            side.established(tls).map_err(|error| AcceptError::Tls(error.to_string()))?
-        }
+    let established = match handshake.tls() {
+        rustls::Connection::Server(tls) => side.established(tls).map_err(|error| broken(&error))?,
         rustls::Connection::Client(_) => return Err(AcceptError::Tls("not a server".to_owned())),
     };
+    let transport =
+        handshake.into_transport(side.traffic_secrets()).map_err(|error| broken(&error))?;
+    let entrance = Entrance { transport, responder, source, clock, refusal: None };
     entrance.authenticate(&established, gatekeeper).await
+}
+
+/// TLS's handshake. The listener's hello leaves with its first flight (`W-4.2`).
+async fn shake_hands(
+    handshake: &mut TlsHandshake,
+    responder: &mut Responder,
+) -> Result<(), AcceptError> {
+    let mut greeted = false;
+    while handshake.tls().is_handshaking() {
+        match poll_fn(|context| handshake.poll_read(context)).await {
+            Ok(Read::Progress) => {}
+            Ok(Read::End) => return Err(AcceptError::Tls("cut during the handshake".to_owned())),
+            Err(error) => {
+                // The alert that says why is queued in rustls.
+                let flushed = poll_fn(|context| handshake.poll_flush(context));
+                let _ = tokio::time::timeout(GOODBYE_TIMEOUT, flushed).await;
+                return Err(tls_or_io(error));
+            }
+        }
+        // Half-RTT data can be written once the client's hello is in and keys exist; before that,
+        // rustls would keep it as plaintext and send it after the handshake.
+        if !greeted && handshake.tls().wants_write() {
+            greeted = true;
+            handshake.buffer(&responder.take_transmit())?;
+        }
+        poll_fn(|context| handshake.poll_flush(context)).await?;
+    }
+    Ok(())
+}
+
+fn tls_or_io(error: io::Error) -> AcceptError {
+    match breach_of_tls(&error) {
+        Some(reason) => AcceptError::Tls(reason),
+        None => AcceptError::Io(error),
+    }
 }
 
 struct Entrance {
@@ -154,23 +190,6 @@ struct Entrance {
 }
 
 impl Entrance {
-    /// TLS's handshake. The listener's hello leaves with its first flight (`W-4.2`).
-    async fn shake_hands(&mut self) -> Result<(), AcceptError> {
-        let mut greeted = false;
-        while self.transport.tls().is_handshaking() {
-            self.read_once().await?;
-            // Half-RTT data can be written once the client's hello is in and keys exist; before
-            // that, rustls would keep it as plaintext and send it after the handshake.
-            if !greeted && self.transport.tls().wants_write() {
-                greeted = true;
-                let hello = self.responder.take_transmit();
-                self.transport.buffer(&hello)?;
-            }
-            self.flush().await?;
-        }
-        Ok(())
-    }
-
     async fn authenticate<G: Gatekeeper>(
         mut self,
         established: &Established,
@@ -316,19 +335,13 @@ impl Entrance {
         match read.await {
             Ok(Read::Progress) => Ok(()),
             Ok(Read::End) => {
-                if self.transport.tls().is_handshaking() {
-                    return Err(AcceptError::Tls("cut during the handshake".to_owned()));
-                }
                 self.responder.handle_eof();
                 Ok(())
             }
             Err(error) => {
-                // The alert that says why is queued in rustls.
-                let _ = tokio::time::timeout(Duration::from_secs(1), self.flush()).await;
-                Err(match error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
-                    Some(tls) => AcceptError::Tls(tls.to_string()),
-                    None => AcceptError::Io(error),
-                })
+                // The alert that says why is queued.
+                let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.flush()).await;
+                Err(tls_or_io(error))
             }
         }
     }
@@ -338,9 +351,6 @@ impl Entrance {
     }
 
     fn buffer_transmit(&mut self) -> io::Result<()> {
-        if self.transport.tls().is_handshaking() {
-            return Ok(());
-        }
         let bytes = self.responder.take_transmit();
         self.transport.buffer(&bytes)
     }

@@ -16,6 +16,7 @@ pub mod driver;
 #[cfg(test)]
 mod fido_rig;
 pub mod files;
+pub mod hand_off;
 pub mod host_key;
 pub mod identity;
 pub mod key_file;
@@ -24,6 +25,7 @@ mod keygen;
 pub mod local;
 pub mod login;
 pub mod public_key;
+mod record;
 mod secret_key;
 pub mod signature;
 pub mod signer;

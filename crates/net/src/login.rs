@@ -17,7 +17,9 @@ use crate::host_key::HostPublicKey;
 use crate::identity::LockedKey;
 use crate::signer::{DelegatedKey, SignError, Signer};
 use crate::tls::{ClientSide, Established};
-use crate::transport::{AnyTransport, Read, TlsTransport, Transport as _};
+use crate::transport::{
+    AnyTransport, Read, TlsHandshake, TlsTransport, Transport as _, breach_of_tls,
+};
 
 /// A key that may be tried, in the order in which it stands.
 #[derive(Debug)]
@@ -139,10 +141,12 @@ pub async fn login(
     connection: Connection,
     clock: Clock,
 ) -> Result<LoggedIn, LoginError> {
-    let transport = TlsTransport::new(tcp, tls);
     let initiator = Initiator::new(login.software, clock.now());
+    let deadline = initiator.poll_timeout().map(|at| clock.to_tokio(at));
+    let shaken = with_deadline(deadline, shake_hands(tcp, tls, &side)).await;
+    let (transport, established) = shaken.unwrap_or(Err(LoginError::Auth(AuthError::TimedOut)))?;
     let mut attempt = LoginAttempt { transport, initiator, clock };
-    let established = attempt.establish(&side).await?;
+    attempt.await_hello().await?;
     let key_index = attempt.choose(&login).await?;
     let Some(Candidate::Usable(signer)) = login.candidates.get(key_index) else {
         attempt.leave().await;
@@ -221,10 +225,41 @@ async fn with_deadline<T>(
 }
 
 fn tls_or_io(error: io::Error) -> LoginError {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(tls) => LoginError::Tls(tls.to_string()),
+    match breach_of_tls(&error) {
+        Some(reason) => LoginError::Tls(reason),
         None => LoginError::Io(error),
     }
+}
+
+/// TLS's handshake, up to the point where Finished is ready and not sent.
+async fn shake_hands(
+    tcp: TcpStream,
+    tls: rustls::ClientConnection,
+    side: &ClientSide,
+) -> Result<(TlsTransport, Established), LoginError> {
+    let mut handshake = TlsHandshake::new(tcp, tls);
+    while handshake.tls().is_handshaking() {
+        // The hello, and again where a retry is wanted; Finished waits for AUTH to leave with it.
+        poll_fn(|context| handshake.poll_flush(context)).await?;
+        match poll_fn(|context| handshake.poll_read(context)).await {
+            Ok(Read::Progress) => {}
+            Ok(Read::End) => return Err(LoginError::Auth(AuthError::Cut)),
+            Err(error) => {
+                // The alert that says why is queued in rustls.
+                let _ = poll_fn(|context| handshake.poll_flush(context)).await;
+                return Err(match side.rejected_key() {
+                    Some(key) => LoginError::HostKeyRejected(Box::new(key.clone())),
+                    None => tls_or_io(error),
+                });
+            }
+        }
+    }
+    let rustls::Connection::Client(tls) = handshake.tls() else {
+        return Err(LoginError::Tls("not a client's connection".to_owned()));
+    };
+    let established = side.established(tls).map_err(|error| LoginError::Tls(error.to_string()))?;
+    let transport = handshake.into_transport(side.traffic_secrets());
+    Ok((transport.map_err(|error| LoginError::Tls(error.to_string()))?, established))
 }
 
 struct LoginAttempt {
@@ -234,36 +269,18 @@ struct LoginAttempt {
 }
 
 impl LoginAttempt {
-    /// Runs TLS's handshake up to the point where Finished is ready and not sent, and reads the
-    /// server's hello, which came with its flight.
-    async fn establish(&mut self, side: &ClientSide) -> Result<Established, LoginError> {
-        poll_fn(|context| self.transport.poll_flush(context)).await?;
-        let mut have_hello = false;
-        while !have_hello {
-            if let Err(error) = self.read_once().await {
-                // The alert that says why is queued in rustls.
-                let _ = poll_fn(|context| self.transport.poll_flush(context)).await;
-                return Err(match side.rejected_key() {
-                    Some(key) => LoginError::HostKeyRejected(Box::new(key.clone())),
-                    None => error,
-                });
-            }
-            // A hello retry wants an answer; Finished waits for AUTH to leave with it.
-            if self.transport.tls().is_handshaking() {
-                poll_fn(|context| self.transport.poll_flush(context)).await?;
-            }
+    /// Reads the server's hello, which came with its flight.
+    async fn await_hello(&mut self) -> Result<(), LoginError> {
+        loop {
+            self.read_once().await?;
             while let Some(event) = self.initiator.poll_event() {
                 match event {
-                    InitiatorEvent::ServerHello(_) => have_hello = true,
+                    InitiatorEvent::ServerHello(_) => return Ok(()),
                     InitiatorEvent::Failed(error) => return Err(LoginError::Auth(error)),
                     _ => {}
                 }
             }
         }
-        let rustls::Connection::Client(tls) = self.transport.tls() else {
-            return Err(LoginError::Tls("not a client's connection".to_owned()));
-        };
-        side.established(tls).map_err(|error| LoginError::Tls(error.to_string()))
     }
 
     async fn read_once(&mut self) -> Result<(), LoginError> {

@@ -9,7 +9,7 @@
 mod verifier;
 
 use std::net::Ipv4Addr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
@@ -21,6 +21,7 @@ use rustls::{
     ClientConfig, ClientConnection, CommonState, ConnectionCommon, ProtocolVersion, ServerConfig,
     ServerConnection, SignatureScheme,
 };
+use zeroize::Zeroizing;
 
 use crate::host_key::{HostKeys, HostPublicKey};
 use crate::public_key::KeyKind;
@@ -121,6 +122,7 @@ impl TlsServer {
         config.max_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.max_early_data_size = 0;
+        config.enable_secret_extraction = true;
         Ok(Self { config, keys })
     }
 
@@ -133,9 +135,11 @@ impl TlsServer {
         let mut config = self.config.clone();
         config.cert_resolver =
             Arc::new(Resolver { keys: Arc::clone(&self.keys), chosen: Arc::clone(&chosen) });
+        let secrets = Arc::new(TrafficSecrets::default());
+        config.key_log = Arc::<TrafficSecrets>::clone(&secrets);
         let mut connection = ServerConnection::new(Arc::new(config))?;
         set_buffer_limits(&mut connection);
-        Ok((connection, ServerSide { keys: Arc::clone(&self.keys), chosen }))
+        Ok((connection, ServerSide { keys: Arc::clone(&self.keys), chosen, secrets }))
     }
 }
 
@@ -144,9 +148,16 @@ impl TlsServer {
 pub struct ServerSide {
     keys: Arc<[ServerKey]>,
     chosen: Chosen,
+    secrets: Arc<TrafficSecrets>,
 }
 
 impl ServerSide {
+    /// What the connection's data is encrypted with, once there is a handshake.
+    #[must_use]
+    pub fn traffic_secrets(&self) -> &TrafficSecrets {
+        &self.secrets
+    }
+
     /// The host key that this client was answered with; `Some` once its ClientHello is processed.
     #[must_use]
     pub fn host_key(&self) -> Option<&HostPublicKey> {
@@ -187,7 +198,18 @@ pub fn connect<F>(
 where
     F: Fn(&HostPublicKey) -> Verdict + Send + Sync + 'static,
 {
-    let provider = crypto_provider();
+    connect_with(crypto_provider(), preferred, decide)
+}
+
+/// As [`connect`], with these algorithms.
+pub(crate) fn connect_with<F>(
+    provider: Arc<CryptoProvider>,
+    preferred: &[KeyKind],
+    decide: F,
+) -> Result<(ClientConnection, ClientSide), TlsSetupError>
+where
+    F: Fn(&HostPublicKey) -> Verdict + Send + Sync + 'static,
+{
     let verifier = Arc::new(HostKeyVerifier::new(
         schemes(preferred),
         provider.signature_verification_algorithms,
@@ -202,19 +224,29 @@ where
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     config.enable_sni = false;
+    config.enable_secret_extraction = true;
+    let secrets = Arc::new(TrafficSecrets::default());
+    config.key_log = Arc::<TrafficSecrets>::clone(&secrets);
     let nobody = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
     let mut connection = ClientConnection::new(Arc::new(config), nobody)?;
     set_buffer_limits(&mut connection);
-    Ok((connection, ClientSide { verifier }))
+    Ok((connection, ClientSide { verifier, secrets }))
 }
 
 /// What the client knows of one handshake.
 #[derive(Debug)]
 pub struct ClientSide {
     verifier: Arc<HostKeyVerifier>,
+    secrets: Arc<TrafficSecrets>,
 }
 
 impl ClientSide {
+    /// What the connection's data is encrypted with, once there is a handshake.
+    #[must_use]
+    pub fn traffic_secrets(&self) -> &TrafficSecrets {
+        &self.secrets
+    }
+
     /// The key that the server proved and that was rejected; `None` unless that is what ended the
     /// handshake.
     #[must_use]
@@ -240,6 +272,45 @@ impl ClientSide {
             _ => None,
         };
         establish(connection, accepted)
+    }
+}
+
+/// The first traffic secrets of one connection, which the TLS library tells its key log: the keys
+/// that it hands out for what follows the handshake can't be renewed without them (RFC 8446 section
+/// 7.2). `Debug` does not show them.
+#[derive(Default)]
+pub struct TrafficSecrets(Mutex<(Secret, Secret)>);
+
+/// Wiped when it is dropped.
+type Secret = Option<Zeroizing<Vec<u8>>>;
+
+impl TrafficSecrets {
+    /// Those of the client and of the server; `None` before the handshake, and the second time.
+    pub(crate) fn take(&self) -> Option<(Zeroizing<Vec<u8>>, Zeroizing<Vec<u8>>)> {
+        let mut secrets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        secrets.0.take().zip(secrets.1.take())
+    }
+}
+
+impl std::fmt::Debug for TrafficSecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TrafficSecrets(..)")
+    }
+}
+
+impl rustls::KeyLog for TrafficSecrets {
+    fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
+        let mut secrets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let secret = Some(Zeroizing::new(secret.to_vec()));
+        match label {
+            "CLIENT_TRAFFIC_SECRET_0" => secrets.0 = secret,
+            "SERVER_TRAFFIC_SECRET_0" => secrets.1 = secret,
+            _ => {}
+        }
+    }
+
+    fn will_log(&self, label: &str) -> bool {
+        label.ends_with("_TRAFFIC_SECRET_0")
     }
 }
 

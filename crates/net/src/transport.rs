@@ -1,6 +1,7 @@
 //! Streams of bytes that a connection can run over: TLS over TCP, a unix socket, and a program.
 
 mod child_stream;
+mod tls_handshake;
 mod tls_stream;
 mod unix_stream;
 
@@ -11,7 +12,10 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
+use crate::record::RecordError;
+
 pub use child_stream::{ChildTransport, OnLine, StartError};
+pub use tls_handshake::TlsHandshake;
 pub use tls_stream::TlsTransport;
 pub use unix_stream::UnixTransport;
 
@@ -104,6 +108,13 @@ impl Transport for AnyTransport {
             Self::Child(transport) => transport.poll_finish(context),
         }
     }
+}
+
+/// What the peer did against the rules of TLS, if that is what an error of a transport means.
+pub(crate) fn breach_of_tls(error: &io::Error) -> Option<String> {
+    let inner = error.get_ref()?;
+    let of_handshake = inner.downcast_ref::<rustls::Error>().map(ToString::to_string);
+    of_handshake.or_else(|| inner.downcast_ref::<RecordError>().map(ToString::to_string))
 }
 
 /// Calls `use_buffer` with this thread's read buffer.

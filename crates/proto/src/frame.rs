@@ -26,6 +26,9 @@ pub enum Kind {
     AuthRefused = 0x06,
     /// The last frame of a side that ends the connection in order.
     Goodbye = 0x07,
+    /// The state of a connection that goes on in the supervisor, from a listener; never on the
+    /// network.
+    HandOff = 0x0e,
     /// What authentication yielded, from a listener to a supervisor; never on the network.
     Grant = 0x0f,
     /// Version and features of the job protocol: the first frame of each side in that part.
@@ -76,7 +79,7 @@ pub const FLAG_MORE: u8 = 0x01;
 
 impl Kind {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Hello,
         Self::AuthQuery,
         Self::AuthQueryResult,
@@ -84,6 +87,7 @@ impl Kind {
         Self::AuthOk,
         Self::AuthRefused,
         Self::Goodbye,
+        Self::HandOff,
         Self::Grant,
         Self::JobHello,
         Self::Open,
@@ -203,7 +207,7 @@ impl Frame {
 pub enum Phase {
     /// Before authentication: every frame is small (`W-9.1`).
     Preauth,
-    /// The one GRANT frame between a listener and a supervisor.
+    /// GRANT and HAND_OFF, between a listener and a supervisor.
     Grant,
     /// Jobs.
     Jobs,

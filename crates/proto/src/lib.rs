@@ -7,7 +7,8 @@
 //! A connection has two parts, one after the other, because they end at different processes:
 //!
 //! 1. [`auth`]: hellos and authentication, between a client and a *listener*.
-//! 2. [`connection`]: jobs, between a client and a *supervisor*, relayed by the listener.
+//! 2. [`connection`]: jobs, between a client and a *supervisor*, to which the listener hands the
+//!    connection over.
 //!
 //! The bytes are specified in `docs/spec/wire.md`; the code cites its clauses as `W-n.m`.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]

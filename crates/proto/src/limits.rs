@@ -106,7 +106,7 @@ pub const SESSION_NAME_CHARS_MAX: usize = 64;
 /// Bytes of the name of the signal that ended a process (`W-7.2`).
 pub const SIGNAL_NAME_BYTES_MAX: usize = 32;
 
-/// Largest GRANT payload, in bytes (`W-9.20`).
+/// Largest payload of GRANT and of HAND_OFF, in bytes (`W-9.20`).
 pub const GRANT_BYTES_MAX: u32 = 64 * 1024;
 
 /// What one channel may have queued here, in bytes, whatever credit the peer grants (`W-9.21`).

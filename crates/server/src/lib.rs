@@ -1,8 +1,7 @@
 //! Afar's server side: the listener that lets clients in, and the supervisor that runs their jobs.
 //!
-//! They are two processes. The [`listener`] faces the network, authenticates, and from then on
-//! only relays bytes; it parses nothing of a job and runs nothing. The [`supervisor`], one a user,
-//! speaks the job protocol and owns every pipe and child of its user. [`launch`] reaches a
+//! They are two processes. The [`listener`] faces the network, authenticates, and hands connections
+//! on; it parses nothing of a job and runs nothing. The [`supervisor`], one a user, speaks the job protocol and owns every pipe and child of its user. [`launch`] reaches a
 //! supervisor and starts it where there is none; [`stdio`] is a listener of another kind, on what sshd
 //! has let in, and [`classic`] one for scripts that speak another protocol.
 

@@ -1,52 +1,51 @@
-//! TLS over TCP, driven without a layer between rustls and the socket.
-//!
-//! An adapter that flushes by itself would send TLS's Finished alone and the first request behind
-//! it. Here the caller decides when bytes leave, so that a whole flight is one write (`W-4.3`).
+//! TLS over TCP once the handshake is made: our own record layer, straight on the socket.
 
 use std::collections::VecDeque;
-use std::io::{self, BufRead as _, Write as _};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
-use super::{Read, Transport, advance, shut_down_sending, slices, with_read_buffer};
-
-/// Encrypted bytes that may wait for the socket before more plaintext is encrypted.
-const UNSENT_BYTES_MAX: usize = 512 * 1024;
+use super::{Read, Transport, shut_down_sending, with_read_buffer};
+use crate::hand_off::HandOff;
+use crate::record::{RecordError, RecordOpener, RecordSealer};
 
 /// A TLS connection over a TCP socket.
 #[derive(Debug)]
 pub struct TlsTransport {
     socket: TcpStream,
-    tls: rustls::Connection,
+    opener: RecordOpener,
+    sealer: RecordSealer,
+    /// What was read and not decrypted: the part of a record, or, at first, whole ones that were
+    /// read together with the end of the handshake.
+    unopened: Vec<u8>,
     /// An error that came after bytes that were still good.
     failed: Option<io::Error>,
     ended: bool,
     finishing: bool,
-    /// Encrypted bytes in `tls` that the socket has not taken.
-    unsent_bytes: usize,
     writes: u64,
 }
 
 impl TlsTransport {
-    /// The transport over this socket, in whatever state the handshake is.
-    #[must_use]
-    pub fn new(socket: TcpStream, tls: impl Into<rustls::Connection>) -> Self {
+    pub(super) fn of_parts(
+        socket: TcpStream,
+        opener: RecordOpener,
+        sealer: RecordSealer,
+        unopened: Vec<u8>,
+        writes: u64,
+    ) -> Self {
         Self {
             socket,
-            tls: tls.into(),
+            opener,
+            sealer,
+            unopened,
             failed: None,
             ended: false,
             finishing: false,
-            unsent_bytes: 0,
-            writes: 0,
+            writes,
         }
-    }
-
-    /// The TLS connection.
-    pub fn tls(&mut self) -> &mut rustls::Connection {
-        &mut self.tls
     }
 
     /// The socket.
@@ -55,18 +54,20 @@ impl TlsTransport {
         &self.socket
     }
 
-    /// How many system calls have handed bytes to the socket.
+    /// How many system calls have handed bytes to the socket, the handshake's included.
     #[must_use]
     pub fn writes(&self) -> u64 {
         self.writes
     }
 
-    /// Takes plaintext to be sent, without sending it.
+    /// Encrypts bytes that are to be sent, without sending them.
     ///
     /// # Errors
-    /// More than rustls's buffer holds.
+    /// More than can wait (256 KiB): nothing should be sent any more.
     pub fn buffer(&mut self, plaintext: &[u8]) -> io::Result<()> {
-        self.tls.writer().write_all(plaintext)
+        let mut pieces = VecDeque::from([Bytes::copy_from_slice(plaintext)]);
+        self.sealer.seal(&mut pieces).map_err(io::Error::other)?;
+        if pieces.is_empty() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
     /// Sends what is buffered: in one write, if the socket takes it.
@@ -74,47 +75,99 @@ impl TlsTransport {
     /// # Errors
     /// The stream is broken.
     pub fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.tls.wants_write() {
+        while !self.sealer.unsent().is_empty() {
             ready!(self.socket.poll_write_ready(context))?;
-            let mut sink = SocketSink { socket: &self.socket };
-            match self.tls.write_tls(&mut sink) {
+            match self.socket.try_write(self.sealer.unsent()) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Ok(count) => {
                     self.writes += 1;
-                    self.unsent_bytes = self.unsent_bytes.saturating_sub(count);
+                    self.sealer.sent(count);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
-        self.unsent_bytes = 0;
         Poll::Ready(Ok(()))
     }
 
-    /// Decrypts what the socket has, handing plaintext to `sink`. Nothing is written, so what rustls
-    /// wants to say (Finished, an alert) waits for the next flush.
-    fn decrypt(&mut self, mut bytes: &[u8], sink: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        while !bytes.is_empty() {
-            self.tls.read_tls(&mut bytes)?;
-            let state = self
-                .tls
-                .process_new_packets()
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            let mut left = state.plaintext_bytes_to_read();
-            let mut reader = self.tls.reader();
-            while left > 0 {
-                let chunk = reader.fill_buf()?;
-                let count = chunk.len();
-                sink(chunk);
-                reader.consume(count);
-                left = left.saturating_sub(count.max(1));
-            }
-            if state.peer_has_closed() {
+    /// Takes the connection apart, for another process to go on with exactly where this one
+    /// stopped.
+    ///
+    /// # Errors
+    /// The connection has ended or failed, so there is nothing to go on with; or the runtime did not
+    /// let go of the socket.
+    pub fn into_hand_off(self) -> io::Result<(OwnedFd, HandOff)> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        if self.ended || self.finishing {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let hand_off = HandOff::of(&self.opener, &self.sealer, self.unopened);
+        Ok((self.socket.into_std()?.into(), hand_off))
+    }
+
+    /// Goes on with a connection that another process has taken apart.
+    ///
+    /// # Errors
+    /// The descriptor is no stream socket of this process's runtime, or the state is not one.
+    pub fn from_hand_off(socket: OwnedFd, state: HandOff) -> io::Result<Self> {
+        let socket = std::net::TcpStream::from(socket);
+        // Also asks the kernel whether this is a connected socket at all.
+        socket.peer_addr()?;
+        socket.set_nonblocking(true)?;
+        let socket = TcpStream::from_std(socket)?;
+        let (opener, sealer, unopened) = state.into_parts().map_err(io::Error::other)?;
+        Ok(Self::of_parts(socket, opener, sealer, unopened, 0))
+    }
+
+    /// Decrypts what `buffer` holds, as far as there are whole records. Whether there is anything
+    /// for the caller to look at.
+    fn open(&mut self, buffer: &mut [u8], sink: &mut dyn FnMut(&[u8])) -> bool {
+        let opened = self.opener.open(buffer, sink);
+        self.ended |= opened.end;
+        if opened.update_requested {
+            self.sealer.request_update();
+        }
+        if let Some(error) = opened.failure {
+            self.fail(error);
+        } else if !opened.end {
+            let rest = buffer.get(opened.consumed..).unwrap_or_default();
+            self.unopened = rest.to_vec();
+        }
+        opened.data
+    }
+
+    /// The peer is told by an alert, which leaves with the next flush.
+    fn fail(&mut self, error: RecordError) {
+        let _ = self.sealer.seal_alert(Some(error));
+        self.failed = Some(io::Error::new(io::ErrorKind::InvalidData, error));
+        self.ended = true;
+    }
+
+    /// One read from the socket, behind what is there of a record already.
+    fn read(&mut self, buffer: &mut [u8], sink: &mut dyn FnMut(&[u8])) -> bool {
+        let kept = std::mem::take(&mut self.unopened);
+        let (front, space) = buffer.split_at_mut(kept.len());
+        match self.socket.try_read(space) {
+            Ok(0) => {
+                // Without close_notify: a cut, which only the layer above can tell from an end.
                 self.ended = true;
-                return Ok(());
+                false
+            }
+            Ok(count) => {
+                front.copy_from_slice(&kept);
+                let filled = kept.len() + count;
+                self.open(buffer.get_mut(..filled).unwrap_or_default(), sink)
+            }
+            Err(error) => {
+                self.unopened = kept;
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    self.failed = Some(error);
+                }
+                false
             }
         }
-        Ok(())
     }
 }
 
@@ -131,36 +184,14 @@ impl Transport for TlsTransport {
             if self.ended {
                 return Poll::Ready(Ok(Read::End));
             }
-            ready!(self.socket.poll_read_ready(context))?;
-            let handed_out = with_read_buffer(|buffer| match self.socket.try_read(buffer) {
-                Ok(0) => {
-                    // Without close_notify: a cut, which only the layer above can tell from an end.
-                    self.ended = true;
-                    false
-                }
-                Ok(count) => {
-                    let was_handshaking = self.tls.is_handshaking();
-                    let mut handed_out = false;
-                    let mut sink = |plaintext: &[u8]| {
-                        handed_out |= !plaintext.is_empty();
-                        sink(plaintext);
-                    };
-                    let bytes = buffer.get(..count).unwrap_or_default();
-                    self.failed = self.decrypt(bytes, &mut sink).err();
-                    // During the handshake there is progress without plaintext, its end above all,
-                    // which may be followed by nothing for as long as a person looks for a key. A
-                    // failure is none, though it may have an alert to be written: told at once, it
-                    // is not mistaken for something to go on with.
-                    let progress = was_handshaking || self.tls.wants_write();
-                    handed_out || (self.failed.is_none() && progress)
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
-                Err(error) => {
-                    self.failed = Some(error);
-                    false
-                }
-            });
-            if handed_out {
+            let data = if RecordOpener::is_whole(&self.unopened) {
+                let mut records = std::mem::take(&mut self.unopened);
+                self.open(&mut records, sink)
+            } else {
+                ready!(self.socket.poll_read_ready(context))?;
+                with_read_buffer(|buffer| self.read(buffer, sink))
+            };
+            if data {
                 return Poll::Ready(Ok(Read::Progress));
             }
         }
@@ -172,15 +203,7 @@ impl Transport for TlsTransport {
         pieces: &mut VecDeque<Bytes>,
     ) -> Poll<io::Result<()>> {
         loop {
-            // Gathered, so that a header and its data share a record.
-            while !pieces.is_empty() && self.unsent_bytes < UNSENT_BYTES_MAX {
-                let count = self.tls.writer().write_vectored(&slices(pieces))?;
-                if count == 0 {
-                    break;
-                }
-                self.unsent_bytes = self.unsent_bytes.saturating_add(count);
-                advance(pieces, count);
-            }
+            self.sealer.seal(pieces).map_err(io::Error::other)?;
             ready!(self.poll_flush(context))?;
             if pieces.is_empty() {
                 return Poll::Ready(Ok(()));
@@ -191,28 +214,9 @@ impl Transport for TlsTransport {
     fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.finishing {
             self.finishing = true;
-            self.tls.send_close_notify();
+            self.sealer.seal_alert(None).map_err(io::Error::other)?;
         }
         ready!(self.poll_flush(context))?;
         Poll::Ready(shut_down_sending(&self.socket))
-    }
-}
-
-/// Lets rustls write its records to the socket without blocking, many in one call.
-struct SocketSink<'a> {
-    socket: &'a TcpStream,
-}
-
-impl io::Write for SocketSink<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.try_write(bytes)
-    }
-
-    fn write_vectored(&mut self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        self.socket.try_write_vectored(slices)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

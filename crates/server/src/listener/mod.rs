@@ -1,13 +1,13 @@
-//! The listener: lets clients in and relays their bytes to the user's supervisor.
+//! The listener: lets clients in and hands their connections to the user's supervisor.
 //!
 //! It can be killed, restarted or upgraded at any moment. It holds no job and parses nothing of
 //! one.
 
 mod door;
 mod gate;
+mod hand_off;
 mod live;
 mod ready;
-mod relay;
 pub(crate) mod trust;
 pub(crate) mod watched_file;
 
@@ -18,13 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afar_core::authorized_keys::SourceList;
-use afar_net::accept::accept;
+use afar_net::accept::{Accepted, accept};
 use afar_net::clock::Clock;
 use afar_net::files::FileError;
 use afar_net::host_key::{HostKeyError, HostPublicKey};
 use afar_net::tls::TlsSetupError;
-use afar_net::transport::UnixTransport;
-use afar_proto::frame::{Frame, Kind};
 use afar_sys::child::Child;
 use afar_sys::socket::{
     Keepalive, listen_tcp, set_tcp_keepalive, set_tcp_nodelay, set_tcp_notsent_lowat,
@@ -162,7 +160,7 @@ impl Shared {
 /// with it the old one stays. (Where we are in the foreground of a terminal that signal says that the
 /// terminal is gone, and ends us.)
 ///
-/// Connections that are open when it ends are cut; the supervisors and their jobs live on.
+/// Connections that were handed off go on when it ends, and so do the supervisors and their jobs.
 ///
 /// # Errors
 /// See [`ServeError`]; after `on_ready` there is none.
@@ -396,30 +394,28 @@ async fn serve_connection(shared: Arc<Shared>, socket: TcpStream, source: Socket
         Ok(stream) => stream,
         Err(error) => {
             shared.log.error(&format!("{source}: {error}"));
-            return relay::turn_away(accepted.transport).await;
+            return hand_off::turn_away(accepted.transport).await;
         }
     };
-    let grant = Frame::control(Kind::Grant, accepted.grant.encode()).to_bytes();
-    let relayed = relay::relay(accepted.transport, supervisor, [grant, accepted.rest]).await;
-    if let Err(error) = relayed {
-        shared.log.debug(&format!("{source}: {error}"));
+    let Accepted { transport, grant, rest } = accepted;
+    if let Err(error) = hand_off::hand_off(transport, supervisor, &grant, &rest).await {
+        shared.log.error(&format!("{source}: the supervisor did not take over: {error}"));
     }
 }
 
 /// A connection to the user's supervisor, which is started where there is none.
 pub(crate) async fn connect_supervisor(
     shared: &Arc<Shared>,
-) -> Result<UnixTransport, launch::LaunchError> {
-    let to_transport = |stream: std::os::unix::net::UnixStream| {
+) -> Result<UnixStream, launch::LaunchError> {
+    let to_tokio = |stream: std::os::unix::net::UnixStream| {
         stream
             .set_nonblocking(true)
             .and_then(|()| UnixStream::from_std(stream))
-            .map(UnixTransport::new)
             .map_err(|source| launch::LaunchError::Io { action: "cannot use the socket", source })
     };
     // A running one is connected to at once; only a start, or one that is busy, is worth a thread.
     match launch::connect_running() {
-        Ok(Some(stream)) => return to_transport(stream),
+        Ok(Some(stream)) => return to_tokio(stream),
         Ok(None) | Err(launch::LaunchError::Busy) => {}
         Err(error) => return Err(error),
     }
@@ -433,7 +429,7 @@ pub(crate) async fn connect_supervisor(
     if let Some(child) = launched.started {
         tokio::spawn(reap(child));
     }
-    to_transport(launched.stream)
+    to_tokio(launched.stream)
 }
 
 /// Waits for a supervisor that is a child of this process, so that it leaves no zombie.

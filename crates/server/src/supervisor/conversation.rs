@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use afar_core::policy::Grant;
 use afar_net::clock::Clock;
 use afar_net::driver::Driver;
-use afar_net::transport::UnixTransport;
+use afar_net::local::Introduced;
+use afar_net::transport::AnyTransport;
 use afar_proto::connection::{ChannelId, Event, Role, Stream};
 use afar_proto::message::{FEATURE_SESSION, GoodbyeCode, OpenSpec, Opened, Refused};
 use afar_proto::outcome::{Phase, RefusalReason, Started};
@@ -51,26 +52,22 @@ pub(super) struct Conversation {
     grant: Grant,
     /// What the grant rests on; `None` for a local one.
     standing: Option<Standing>,
-    driver: Driver<UnixTransport>,
+    driver: Driver<AnyTransport>,
     jobs: BTreeMap<ChannelId, Running>,
     from_jobs: UnboundedReceiver<(ChannelId, FromJob)>,
     to_self: UnboundedSender<(ChannelId, FromJob)>,
 }
 
 impl Conversation {
-    pub(super) fn new(
-        supervisor: Rc<Supervisor>,
-        grant: Grant,
-        transport: UnixTransport,
-        first: &[u8],
-    ) -> Self {
+    pub(super) fn new(supervisor: Rc<Supervisor>, introduced: Introduced) -> Self {
+        let Introduced { grant, transport, first } = introduced;
         let clock = Clock::new();
         let config = Config { features: vec![FEATURE_SESSION.to_owned()], ..Config::default() };
         let connection = Connection::new(Role::Server, config, clock.now());
         let number = supervisor.next_connection();
         let standing = Standing::of(&grant, &supervisor.user);
         let mut driver = Driver::new(transport, connection, clock);
-        driver.feed(first);
+        driver.feed(&first);
         let (to_self, from_jobs) = unbounded_channel();
         let jobs = BTreeMap::new();
         Self { supervisor, number, grant, standing, driver, jobs, from_jobs, to_self }

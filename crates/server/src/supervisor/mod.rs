@@ -19,15 +19,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afar_core::policy::{Grant, JobScope};
-use afar_net::transport::UnixTransport;
-use afar_proto::frame::{FrameReader, Kind, Phase};
+use afar_core::policy::JobScope;
+use afar_net::local::{Introduced, introduced};
 use afar_proto::message::JobId;
 use afar_sys::private_files::{PrivateDirError, try_lock_exclusive};
 use afar_sys::socket::{listen_unix, peer_credentials, remove_stale_socket};
 use afar_sys::users::{User, current_user, effective_uid};
-use bytes::Bytes;
-use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 
@@ -376,47 +373,26 @@ fn welcome(supervisor: &Rc<Supervisor>, stream: UnixStream) {
     tokio::task::spawn_local(async move {
         let _busy = busy;
         match admit(&supervisor, stream).await {
-            Ok((grant, transport, first)) => {
-                Conversation::new(supervisor, grant, transport, &first).run().await;
-            }
+            Ok(introduced) => Conversation::new(supervisor, introduced).run().await,
             Err(reason) => supervisor.log.info(&format!("a connection was refused: {reason}")),
         }
     });
 }
 
-/// Checks who connects and reads the grant (`W-4.8`).
-async fn admit(
-    supervisor: &Supervisor,
-    mut stream: UnixStream,
-) -> Result<(Grant, UnixTransport, Bytes), String> {
+/// Checks who connects and reads whom it brings (`W-4.8`).
+async fn admit(supervisor: &Supervisor, stream: UnixStream) -> Result<Introduced, String> {
     let own_uid = supervisor.user.uid;
     let peer = peer_credentials(&stream).map_err(|error| error.to_string())?;
     if peer.uid != 0 && peer.uid != own_uid {
         return Err(format!("uid {} may not connect", peer.uid));
     }
-    let mut reader = FrameReader::new(Phase::Grant);
-    let read_grant = async {
-        let mut buffer = vec![0; 64 * 1024];
-        loop {
-            if let Some(frame) = reader.next_frame().map_err(|error| error.to_string())? {
-                return Ok::<_, String>(frame);
-            }
-            let count = stream.read(&mut buffer).await.map_err(|error| error.to_string())?;
-            if count == 0 {
-                return Err("it ended before its grant".to_owned());
-            }
-            reader.push(buffer.get(..count).unwrap_or_default());
-        }
-    };
-    let frame = tokio::time::timeout(GRANT_DEADLINE, read_grant)
+    let introduced = tokio::time::timeout(GRANT_DEADLINE, introduced(stream))
         .await
-        .map_err(|_| "it sent no grant".to_owned())??;
-    if frame.kind != Kind::Grant || frame.channel != 0 {
-        return Err(format!("{:?} instead of a grant", frame.kind));
+        .map_err(|_| "it sent no grant".to_owned())?
+        .map_err(|error| error.to_string())?;
+    let uid = introduced.grant.uid;
+    if uid != own_uid {
+        return Err(format!("its grant is for uid {uid}, this is uid {own_uid}"));
     }
-    let grant = Grant::decode(&frame.payload).map_err(|error| error.to_string())?;
-    if grant.uid != own_uid {
-        return Err(format!("its grant is for uid {}, this is uid {own_uid}", grant.uid));
-    }
-    Ok((grant, UnixTransport::new(stream), reader.into_rest()))
+    Ok(introduced)
 }

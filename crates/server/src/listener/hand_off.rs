@@ -1,0 +1,53 @@
+//! The listener's last step: the client's connection goes to the user's supervisor, or the client is
+//! told that it can't.
+
+use std::future::poll_fn;
+use std::io;
+use std::time::Duration;
+
+use afar_core::policy::Grant;
+use afar_net::local;
+use afar_net::transport::{Read, TlsTransport, Transport as _};
+use afar_proto::frame::{Frame, Kind};
+use afar_proto::json;
+use afar_proto::message::{Goodbye, GoodbyeCode};
+use tokio::net::UnixStream;
+
+/// How long a client may take to read the goodbye and to end.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How long a supervisor may take to take a connection. One that has stopped takes none.
+const HAND_OFF_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Hands the connection over; it is none of the listener's business any more then. `rest` is what
+/// the client has sent behind its AUTH.
+///
+/// # Errors
+/// The connection, or the supervisor, is gone; the client's connection is cut.
+pub(super) async fn hand_off(
+    client: TlsTransport,
+    supervisor: UnixStream,
+    grant: &Grant,
+    rest: &[u8],
+) -> io::Result<()> {
+    tokio::time::timeout(HAND_OFF_DEADLINE, local::hand_off(supervisor, grant, client, rest))
+        .await?
+}
+
+/// Tells an authenticated client that there is no supervisor for it. What it has sent is thrown
+/// away: none of it was started.
+pub(super) async fn turn_away(mut client: TlsTransport) {
+    let goodbye = Goodbye {
+        code: GoodbyeCode::Unavailable,
+        message: "the server could not start the supervisor; its log says why".to_owned(),
+    };
+    let frame = Frame::control(Kind::Goodbye, json::to_vec(&goodbye)).to_bytes();
+    let told = async {
+        client.buffer(&frame)?;
+        poll_fn(|context| client.poll_finish(context)).await?;
+        // Read to the end, lest a reset overtake the goodbye.
+        while poll_fn(|context| client.poll_read(context, &mut |_| {})).await? != Read::End {}
+        Ok::<_, io::Error>(())
+    };
+    let _ = tokio::time::timeout(LINGER, told).await;
+}
