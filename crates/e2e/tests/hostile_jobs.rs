@@ -93,6 +93,7 @@ fn ends() -> Vec<Sent> {
         Kind::Auth,
         Kind::AuthOk,
         Kind::AuthRefused,
+        Kind::HandOff,
         Kind::Grant,
         Kind::Opened,
         Kind::Attached,

@@ -279,14 +279,14 @@ impl ClientSide {
 /// that it hands out for what follows the handshake can't be renewed without them (RFC 8446 section
 /// 7.2). `Debug` does not show them.
 #[derive(Default)]
-pub struct TrafficSecrets(Mutex<(Secret, Secret)>);
+pub struct TrafficSecrets(Mutex<(Option<Secret>, Option<Secret>)>);
 
 /// Wiped when it is dropped.
-type Secret = Option<Zeroizing<Vec<u8>>>;
+type Secret = Zeroizing<Vec<u8>>;
 
 impl TrafficSecrets {
     /// Those of the client and of the server; `None` before the handshake, and the second time.
-    pub(crate) fn take(&self) -> Option<(Zeroizing<Vec<u8>>, Zeroizing<Vec<u8>>)> {
+    pub(crate) fn take(&self) -> Option<(Secret, Secret)> {
         let mut secrets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         secrets.0.take().zip(secrets.1.take())
     }

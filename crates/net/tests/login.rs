@@ -3,22 +3,29 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use afar_core::policy::Grant;
 use afar_net::accept::{AcceptError, Accepted, Admitted, Gatekeeper, ProvedLogin, accept};
 use afar_net::clock::Clock;
 use afar_net::dial::connect_tcp;
+use afar_net::driver::Driver;
 use afar_net::host_key::{HostKey, HostKeys};
+use afar_net::local::{self, IntroductionError, introduced};
 use afar_net::login::{Candidate, LoggedIn, Login, LoginError, login};
 use afar_net::signer::{DelegatedKey, Signer};
 use afar_net::tls::{TlsServer, Verdict, connect};
 use afar_net::transport::AnyTransport;
 use afar_proto::connection::{Config, Role};
-use afar_proto::frame::{FrameReader, Kind, Phase};
+use afar_proto::frame::{Frame, FrameReader, Kind, Phase};
 use afar_proto::json::ByteString;
-use afar_proto::message::{Command, JobId, OpenSpec};
+use afar_proto::message::{Command, JobId, OpenSpec, Refused};
+use afar_proto::outcome::{self, RefusalReason, Started};
 use afar_proto::{Connection, Event};
+use afar_sys::descriptor_passing::send_with_descriptor;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 
 /// Lets the keys of a list in, and keeps what it was asked.
@@ -238,4 +245,101 @@ async fn a_client_that_only_knows_the_job_part_is_shown_its_goodbye() {
     connection.handle_input(clock.now(), &[0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, b'{', b'}']);
     let last = std::iter::from_fn(|| connection.poll_event()).last();
     assert!(matches!(last, Some(Event::Closed(_))), "{last:?}");
+}
+
+/// Whom a listener has let in, and its client.
+async fn let_in() -> (Accepted<String>, LoggedIn) {
+    let (signer, blob) = key();
+    let keys = Keys { accepted: vec![blob], ..Keys::default() };
+    let (server, client) = meet(&keys, &[Candidate::Usable(signer)], LOGIN).await;
+    (server.unwrap(), client.unwrap())
+}
+
+#[tokio::test]
+async fn a_connection_that_was_handed_off_goes_on_where_it_was() {
+    // W-4.12: the client notices nothing, and what it has pipelined is there.
+    let (accepted, mut client) = let_in().await;
+    let (listener, supervisor) = tokio::net::UnixStream::pair().unwrap();
+    let grant = Grant::local("ann", 7);
+    let gone = local::hand_off(listener, &grant, accepted.transport, &accepted.rest);
+    let (gone, came) = tokio::join!(gone, introduced(supervisor));
+    gone.unwrap();
+    let came = came.unwrap();
+    assert_eq!(came.grant, grant);
+    let clock = Clock::new();
+    let connection = Connection::new(Role::Server, Config::default(), clock.now());
+    let mut server = Driver::new(came.transport, connection, clock);
+    server.feed(&came.first);
+    let channel = loop {
+        if let Event::Open { channel, .. } = server.next().await {
+            break channel;
+        }
+    };
+    let refused = Refused {
+        phase: outcome::Phase::Spawn,
+        reason: RefusalReason::NotFound,
+        message: "said behind the hand-off".to_owned(),
+        started: Started::No,
+    };
+    server.connection().channel(channel).unwrap().refuse(&refused);
+    let told = async {
+        loop {
+            if let Event::Refused { refused, .. } = client.driver.next().await {
+                break refused;
+            }
+        }
+    };
+    let told = tokio::select! {
+        told = told => told,
+        event = server.next() => panic!("{event:?}"),
+    };
+    assert_eq!(told, refused);
+}
+
+#[tokio::test]
+async fn what_is_no_introduction_brings_nobody() {
+    let grant = Frame::control(Kind::Grant, Grant::local("ann", 7).encode()).to_bytes();
+    // Without a socket it is a local client's grant, and part 2 follows.
+    let (mut ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+    ours.write_all(&[&grant[..], b"part 2"].concat()).await.unwrap();
+    let came = introduced(theirs).await.unwrap();
+    assert!(matches!(came.transport, AnyTransport::Unix(_)));
+    assert_eq!(&came.first[..], b"part 2");
+    // A grant that is cut, at every byte.
+    for end in 0..grant.len() {
+        let (mut ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+        ours.write_all(&grant[..end]).await.unwrap();
+        drop(ours);
+        let error = introduced(theirs).await.unwrap_err();
+        assert!(matches!(error, IntroductionError::Cut), "{end}: {error}");
+    }
+    let hello = Frame::control(Kind::JobHello, b"{}".as_slice()).to_bytes();
+    let hand_off = |payload: &[u8]| Frame::control(Kind::HandOff, payload.to_vec()).to_bytes();
+    let mut much = vec![0x13, 0x01];
+    much.extend([1; 80]);
+    much.extend(u32::MAX.to_be_bytes());
+    much.extend([0; 4]);
+    let cases: [(&str, Vec<u8>); 5] = [
+        ("another frame first", [&hello[..], &grant].concat()),
+        ("another frame second", [&grant[..], &hello].concat()),
+        ("no state", [&grant[..], &hand_off(b"")].concat()),
+        ("too much behind it", [&grant[..], &hand_off(&much)].concat()),
+        ("no stream socket", [&grant[..], &hand_off(&[&much[..82], &[0; 8]].concat())].concat()),
+    ];
+    for (what, bytes) in cases {
+        let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+        let pipe = std::io::pipe().unwrap().0;
+        send_with_descriptor(&ours, &bytes, pipe.as_fd()).unwrap();
+        drop(ours);
+        let error = introduced(theirs).await.unwrap_err();
+        let expected = match what {
+            "another frame first" | "another frame second" => {
+                matches!(error, IntroductionError::Unexpected { found: Kind::JobHello, .. })
+            }
+            "no state" => matches!(error, IntroductionError::HandOff(_)),
+            "too much behind it" => matches!(error, IntroductionError::Plaintext(_)),
+            _ => matches!(error, IntroductionError::Io(_)),
+        };
+        assert!(expected, "{what}: {error}");
+    }
 }

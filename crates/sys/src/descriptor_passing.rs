@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn a_descriptor_comes_with_its_bytes_and_not_with_others() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (mut pipe_out, pipe_in) = std::io::pipe().unwrap();
+        let (mut pipe_out, pipe_in) = io::pipe().unwrap();
         (&ours).write_all(b"before").unwrap();
         assert_eq!(send_with_descriptor(&ours, b"with", pipe_in.as_fd()).unwrap(), 4);
         drop(pipe_in);

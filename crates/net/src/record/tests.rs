@@ -101,7 +101,7 @@ impl Mixed {
     }
 
     /// What rustls has to send.
-    fn from_server(&mut self) -> Vec<u8> {
+    fn records_of_server(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         while self.server.wants_write() {
             self.server.write_tls(&mut bytes).unwrap();
@@ -169,7 +169,7 @@ fn we_read_what_rustls_writes_with_every_suite_at_every_split() {
         let data = noise(40_000);
         ends.server.writer().write_all(&data).unwrap();
         ends.server.send_close_notify();
-        let records = ends.from_server();
+        let records = ends.records_of_server();
         let mut received = Vec::new();
         let mut buffer: Vec<u8> = Vec::new();
         let mut ended = false;
@@ -210,7 +210,7 @@ fn keys_are_renewed_by_either_side() {
             let before = ends.sealer.keys().secret().to_vec();
             ends.server.refresh_traffic_keys().unwrap();
             ends.server.writer().write_all(&[round; 5]).unwrap();
-            let mut records = ends.from_server();
+            let mut records = ends.records_of_server();
             let (opened, data) = ends.open(&mut records);
             assert_eq!((opened.failure, data), (None, vec![round; 5]));
             assert!(opened.update_requested);
@@ -227,7 +227,7 @@ fn a_connection_goes_on_after_it_was_handed_off_in_mid_stream() {
         let mut ends = mixed(suite);
         assert_eq!(ends.send(&[b"before"]), b"before");
         ends.server.writer().write_all(b"half of it").unwrap();
-        let mut records = ends.from_server();
+        let mut records = ends.records_of_server();
         let unopened = records.split_off(9);
         // Sealed and not sent.
         ends.sealer.seal(&mut VecDeque::from([Bytes::from_static(b"unsent")])).unwrap();

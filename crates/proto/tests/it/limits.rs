@@ -75,6 +75,8 @@ fn control_frames_and_the_grant_have_limits() {
     assert!(!of(Phase::Jobs, Kind::Signal, CONTROL_PAYLOAD_BYTES_MAX + 1));
     assert!(of(Phase::Grant, Kind::Grant, GRANT_BYTES_MAX));
     assert!(!of(Phase::Grant, Kind::Grant, GRANT_BYTES_MAX + 1));
+    assert!(of(Phase::Grant, Kind::HandOff, GRANT_BYTES_MAX));
+    assert!(!of(Phase::Grant, Kind::HandOff, GRANT_BYTES_MAX + 1));
 }
 
 /// W-9.8: up to the limit a peer may leave replies unread; then the next frame is one too many.

@@ -28,7 +28,7 @@ fn payload(kind: Kind) -> Vec<u8> {
         Kind::AuthOk => json::to_vec(&AuthOk { delegate_lifetime_s: None }),
         Kind::AuthRefused => json::to_vec(&AuthRefused { message: "no".into() }),
         Kind::Goodbye => json::to_vec(&Goodbye { code: GoodbyeCode::Done, message: String::new() }),
-        Kind::Grant | Kind::Stop | Kind::Close => Vec::new(),
+        Kind::HandOff | Kind::Grant | Kind::Stop | Kind::Close => Vec::new(),
         Kind::Open => json::to_vec(&samples::spec_with_stdin("job")),
         Kind::Opened => json::to_vec(&samples::opened("job")),
         Kind::Refused => json::to_vec(&samples::refused(RefusalReason::Denied)),
