@@ -107,7 +107,7 @@ impl Asked {
     }
 
     fn afar(&self, host: &str) -> Vec<Value> {
-        let output = self.run(&afar_e2e::afar(), &["config", "--json"]).arg(host).output();
+        let output = self.run(afar_e2e::afar(), &["config", "--json"]).arg(host).output();
         let lines = output.success().text().lines();
         lines.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -164,12 +164,12 @@ fn a_match_block_is_never_evaluated_and_that_is_said() {
     let user = rows.iter().find(|row| row["key"] == "user").unwrap();
     assert_eq!((&user["value"], &user["line"]), (&"ann".into(), &4.into()));
     assert!(!asked.home.file("home/executed").exists());
-    let output = asked.run(&afar_e2e::afar(), &["config", "-v"]).arg("web").output();
+    let output = asked.run(afar_e2e::afar(), &["config", "-v"]).arg("web").output();
     let place = format!("{}:1", asked.config.display());
     assert!(
         output.error_text().contains(&place) && output.error_text().contains("Match"),
         "{output:?}"
     );
-    let quiet = asked.run(&afar_e2e::afar(), &["config"]).arg("web").output();
+    let quiet = asked.run(afar_e2e::afar(), &["config"]).arg("web").output();
     assert_eq!(quiet.error_text(), "");
 }

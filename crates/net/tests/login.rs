@@ -257,7 +257,7 @@ async fn let_in() -> (Accepted<String>, LoggedIn) {
 
 #[tokio::test]
 async fn a_connection_that_was_handed_off_goes_on_where_it_was() {
-    // W-4.12: the client notices nothing, and what it has pipelined is there.
+    // W-4.13: the client notices nothing, and what it has pipelined is there.
     let (accepted, mut client) = let_in().await;
     let (listener, supervisor) = tokio::net::UnixStream::pair().unwrap();
     let grant = Grant::local("ann", 7);

@@ -62,9 +62,10 @@ impl Shell {
         let driver = match &mut self.driver {
             Some(driver) => driver,
             None => {
-                let transport = connect_supervisor(&self.shared)
+                let supervisor = connect_supervisor(&self.shared)
                     .await
                     .map_err(|error| format!("the command was not started: {error}"))?;
+                let transport = UnixTransport::new(supervisor);
                 let clock = Clock::new();
                 let config = Config { window_bytes: WINDOW_BYTES, ..Config::default() };
                 let connection = Connection::new(Role::Client, config, clock.now());
