@@ -34,6 +34,7 @@ pub(crate) const FOR_TESTS: &[Peer] = &[
     peer("bash", "bash"),
     peer("sha256sum", "coreutils"),
     peer("setsid", "util-linux"),
+    peer("openssl", "openssl"),
 ];
 
 /// What the benchmarks run.

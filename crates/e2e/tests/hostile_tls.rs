@@ -1,11 +1,14 @@
 //! The TLS that anybody may try: version, protocol and key exchange, resumption.
 #![cfg(test)]
 
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use afar_e2e::raw::{End, Key, Link, RawClient, spec};
 use afar_e2e::{Host, Run};
+use afar_net::accept::TLS_DEADLINE;
 use afar_proto::frame::Kind;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs as provider};
@@ -56,11 +59,8 @@ impl ServerCertVerifier for AnyKey {
     }
 }
 
-/// The end of a handshake by a client that is set up this way.
-fn shake_hands(host: &Host, set_up: impl FnOnce(&mut CryptoProvider, &mut Vec<Vec<u8>>)) -> Link {
-    let mut provider = provider::default_provider();
-    let mut protocols = vec![b"afar/1".to_vec()];
-    set_up(&mut provider, &mut protocols);
+/// A client that speaks what afar's does.
+fn config(provider: CryptoProvider) -> ClientConfig {
     let verifier = AnyKey(provider.signature_verification_algorithms);
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -68,6 +68,16 @@ fn shake_hands(host: &Host, set_up: impl FnOnce(&mut CryptoProvider, &mut Vec<Ve
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
+    config.alpn_protocols = vec![b"afar/1".to_vec()];
+    config
+}
+
+/// The end of a handshake by a client that is set up this way.
+fn shake_hands(host: &Host, set_up: impl FnOnce(&mut CryptoProvider, &mut Vec<Vec<u8>>)) -> Link {
+    let mut provider = provider::default_provider();
+    let mut protocols = vec![b"afar/1".to_vec()];
+    set_up(&mut provider, &mut protocols);
+    let mut config = config(provider);
     config.alpn_protocols = protocols;
     let name = ServerName::try_from("127.0.0.1").unwrap();
     let tls = ClientConnection::new(Arc::new(config), name).unwrap();
@@ -115,8 +125,26 @@ fn fault_30_nothing_can_be_resumed_and_no_early_data_sent() {
     client.link.finish();
     client.link.rest();
     let rustls::Connection::Client(tls) = client.link.tls() else { panic!("it is a client") };
+    // Without a ticket nothing can be resumed, and no early data encrypted.
     assert_eq!(tls.tls13_tickets_received(), 0);
-    assert!(!tls.is_early_data_accepted());
+}
+
+#[test]
+fn fault_30_data_ahead_of_the_handshake_ends_it() {
+    let host = Host::start();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let mut hello = Vec::new();
+    let config = Arc::new(config(provider::default_provider()));
+    ClientConnection::new(config, name).unwrap().write_tls(&mut hello).unwrap();
+    // A record of application data, as early data comes in.
+    let early = [&[23, 3, 3, 0, 64][..], &[0x5a; 64]].concat();
+    let started = Instant::now();
+    let mut socket = TcpStream::connect(host.address()).unwrap();
+    socket.write_all(&[hello, early].concat()).unwrap();
+    // It is no part of what the listener waits for, and nothing to be passed over.
+    let _ = socket.read_to_end(&mut Vec::new());
+    assert!(started.elapsed() < TLS_DEADLINE / 2, "{:?}", started.elapsed());
+    assert!(host.log().contains("TLS: "), "{}", host.log());
 }
 
 #[test]
