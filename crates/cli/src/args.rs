@@ -234,11 +234,11 @@ pub(crate) struct ServeArgs {
     pub(crate) classic: Vec<String>,
 
     /// Run the commands of the classic protocol as NAME; needed by root
-    #[arg(long, value_name = "NAME", requires = "classic")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) classic_user: Option<String>,
 
     /// Allow --classic addresses that other machines reach, and let everybody there run commands
-    #[arg(long, requires = "classic")]
+    #[arg(long)]
     pub(crate) dangerously_classic_anywhere: bool,
 
     #[command(flatten)]

@@ -75,6 +75,11 @@ fn pick<T, U>(
     option.map(|value| (value, Source::Option(name))).or_else(configured)
 }
 
+/// What only the configuration can say.
+fn only<T>(config: Option<Placed<T>>) -> Settled<T> {
+    config.map(|found| (found.value, Source::Config(found.place)))
+}
+
 impl ConnectSettings {
     /// Reads the configuration and puts the options before it. A target that ssh reaches has its
     /// keys, ports and known hosts from ssh's configuration, unless an option names them.
@@ -193,6 +198,11 @@ pub(crate) struct ServerSettings {
     pub(crate) trusted_user_ca_keys: Settled<PathBuf>,
     pub(crate) revoked_keys: Settled<PathBuf>,
     pub(crate) penalty_exempt: Settled<SourceList>,
+    pub(crate) max_unauthenticated: Settled<usize>,
+    pub(crate) max_unauthenticated_per_address: Settled<usize>,
+    pub(crate) classic: Settled<Vec<String>>,
+    pub(crate) classic_user: Settled<String>,
+    pub(crate) dangerously_classic_anywhere: Settled<bool>,
 }
 
 impl ServerSettings {
@@ -234,6 +244,21 @@ impl ServerSettings {
                 |path| expand(&path),
             ),
             penalty_exempt: pick(exempt_option, "--penalty-exempt", exempt, |list| list),
+            max_unauthenticated: only(config.max_unauthenticated),
+            max_unauthenticated_per_address: only(config.max_unauthenticated_per_address),
+            classic: pick(some(&args.classic), "--classic", config.classic, |list| list),
+            classic_user: pick(
+                args.classic_user.clone(),
+                "--classic-user",
+                config.classic_user,
+                |user| user,
+            ),
+            dangerously_classic_anywhere: pick(
+                args.dangerously_classic_anywhere.then_some(true),
+                "--dangerously-classic-anywhere",
+                config.dangerously_classic_anywhere,
+                |anywhere| anywhere,
+            ),
         })
     }
 }

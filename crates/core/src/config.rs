@@ -65,6 +65,16 @@ pub struct ServeSettings {
     pub revoked_keys: Option<Placed<String>>,
     /// Addresses that get no penalties.
     pub penalty_exempt: Option<Placed<Vec<String>>>,
+    /// Unauthenticated connections, of all addresses.
+    pub max_unauthenticated: Option<Placed<usize>>,
+    /// Those of one address.
+    pub max_unauthenticated_per_address: Option<Placed<usize>>,
+    /// Addresses for the classic protocol.
+    pub classic: Option<Placed<Vec<String>>>,
+    /// As whom the commands of the classic protocol are run.
+    pub classic_user: Option<Placed<String>>,
+    /// Whether the classic protocol may be reached by other machines.
+    pub dangerously_classic_anywhere: Option<Placed<bool>>,
 }
 
 /// A `[host."PATTERN"]` section.
@@ -217,7 +227,8 @@ impl ClientSettings {
 impl ServeSettings {
     fn fill_from(&mut self, other: &Self) {
         fill!(self, other: listen, host_keys, authorized_keys, trusted_user_ca_keys, revoked_keys);
-        fill!(self, other: penalty_exempt);
+        fill!(self, other: penalty_exempt, max_unauthenticated, max_unauthenticated_per_address);
+        fill!(self, other: classic, classic_user, dangerously_classic_anywhere);
     }
 }
 

@@ -19,10 +19,31 @@ use crate::limits::{
     REFUSED_PENALTY, UNAUTHENTICATED_MAX, UNAUTHENTICATED_SHARE_MAX, UNFINISHED_PENALTY,
 };
 
+/// What a doorkeeper goes by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DoorRules {
+    /// Addresses that get no penalties; their share is that of others all the same.
+    pub exempt: Option<SourceList>,
+    /// Unauthenticated connections, of all addresses; at most [`UNAUTHENTICATED_MAX`].
+    pub unauthenticated_max: usize,
+    /// Those of one address.
+    pub share_max: usize,
+}
+
+impl Default for DoorRules {
+    fn default() -> Self {
+        Self {
+            exempt: None,
+            unauthenticated_max: UNAUTHENTICATED_MAX,
+            share_max: UNAUTHENTICATED_SHARE_MAX,
+        }
+    }
+}
+
 /// Counts unauthenticated connections and remembers what their addresses did.
 #[derive(Debug, Default)]
 pub struct Doorkeeper {
-    exempt: Option<SourceList>,
+    rules: DoorRules,
     origins: BTreeMap<Origin, Standing>,
     inside: usize,
 }
@@ -90,16 +111,15 @@ impl Standing {
 }
 
 impl Doorkeeper {
-    /// A doorkeeper that puts no penalties on the addresses of `exempt`; their share is that of
-    /// others all the same.
+    /// A doorkeeper that goes by these rules.
     #[must_use]
-    pub fn new(exempt: Option<SourceList>) -> Self {
-        Self { exempt, ..Self::default() }
+    pub fn new(rules: DoorRules) -> Self {
+        Self { rules, ..Self::default() }
     }
 
-    /// Exempts other addresses from now on. What is known of an address stays.
-    pub fn set_exempt(&mut self, exempt: Option<SourceList>) {
-        self.exempt = exempt;
+    /// From now on other rules hold. What is known of an address, and who is inside, stays.
+    pub fn set_rules(&mut self, rules: DoorRules) {
+        self.rules = rules;
     }
 
     /// A connection has come: it may be served from the time that is returned on, and counts until
@@ -108,12 +128,12 @@ impl Doorkeeper {
     /// # Errors
     /// It is to be closed, and does not count.
     pub fn arrive(&mut self, now: Instant, source: IpAddr) -> Result<Instant, TurnedAway> {
-        if self.inside >= UNAUTHENTICATED_MAX {
+        if self.inside >= self.rules.unauthenticated_max.min(UNAUTHENTICATED_MAX) {
             return Err(TurnedAway::Full);
         }
         let origin = Origin::of(source);
         let mut standing = self.origins.get(&origin).copied().unwrap_or_default();
-        if standing.inside >= UNAUTHENTICATED_SHARE_MAX {
+        if standing.inside >= self.rules.share_max {
             return Err(TurnedAway::ShareTaken);
         }
         let mut start = now;
@@ -149,7 +169,7 @@ impl Doorkeeper {
     }
 
     fn is_exempt(&self, source: IpAddr) -> bool {
-        self.exempt.as_ref().is_some_and(|exempt| exempt.permits(source))
+        self.rules.exempt.as_ref().is_some_and(|exempt| exempt.permits(source))
     }
 
     fn remember(&mut self, now: Instant, origin: Origin, standing: Standing) {
@@ -298,7 +318,10 @@ mod tests {
 
     #[test]
     fn an_exempt_address_gets_no_penalty() {
-        let mut door = Doorkeeper::new(Some(SourceList::parse(b"192.0.2.1").unwrap()));
+        let mut door = Doorkeeper::new(DoorRules {
+            exempt: Some(SourceList::parse(b"192.0.2.1").unwrap()),
+            ..DoorRules::default()
+        });
         fail(&mut door, at(0), GUESSER, 10 * free_failures());
         assert!(door.origins.is_empty());
         fail(&mut door, at(0), OTHER, 1);
@@ -343,5 +366,31 @@ mod tests {
         assert_eq!(door.origins.len(), PENALISED_MAX);
         assert!(door.origins.contains_key(&Origin::of(GUESSER)));
         assert!(door.origins.contains_key(&Origin::of(OTHER)), "it has a connection");
+    }
+
+    #[test]
+    fn other_rules_hold_from_then_on_and_for_who_is_inside() {
+        let rules = |unauthenticated_max, share_max| DoorRules {
+            unauthenticated_max,
+            share_max,
+            ..DoorRules::default()
+        };
+        let mut door = Doorkeeper::new(rules(3, 2));
+        let now = Instant::default();
+        let address = |number: u8| IpAddr::from([192, 0, 2, number]);
+        assert!(door.arrive(now, address(1)).is_ok());
+        assert!(door.arrive(now, address(1)).is_ok());
+        assert_eq!(door.arrive(now, address(1)), Err(TurnedAway::ShareTaken));
+        assert!(door.arrive(now, address(2)).is_ok());
+        assert_eq!(door.arrive(now, address(3)), Err(TurnedAway::Full));
+        door.set_rules(rules(4, 1));
+        assert!(door.arrive(now, address(3)).is_ok());
+        assert_eq!(door.arrive(now, address(4)), Err(TurnedAway::Full));
+        door.leave(now, address(1), Departure::LoggedIn);
+        assert_eq!(door.arrive(now, address(1)), Err(TurnedAway::ShareTaken));
+        // No rule goes beyond what the protocol promises.
+        door.set_rules(rules(usize::MAX, usize::MAX));
+        while door.arrive(now, address(5)).is_ok() {}
+        assert_eq!(door.inside, UNAUTHENTICATED_MAX);
     }
 }

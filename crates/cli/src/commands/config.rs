@@ -39,7 +39,7 @@ pub(crate) fn cmd_config(args: &ConfigArgs) -> Exit {
 }
 
 /// A setting.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 struct Row {
     key: String,
     /// `None` for a default that is more than a value.
@@ -157,24 +157,17 @@ fn unresolvable(client: &Client, target: Option<&Target>) -> Error {
 fn server_rows(file: Option<&Path>) -> Result<Vec<Row>, String> {
     let config = server_config(file)?;
     let mut rows = Rows { rows: Vec::new(), keys: SERVE_KEYS, resolved: None };
-    let lists = [
-        ("listen", config.listen),
-        ("host_keys", config.host_keys),
-        ("authorized_keys", config.authorized_keys),
-        ("penalty_exempt", config.penalty_exempt),
-    ];
-    for (key, list) in lists {
-        let settled = list.map(|Placed { value, place }| (value, Source::Config(place)));
-        rows.settle(key, settled.as_ref(), None, None, |list| list.clone().into());
-    }
-    let paths = [
-        ("trusted_user_ca_keys", config.trusted_user_ca_keys),
-        ("revoked_keys", config.revoked_keys),
-    ];
-    for (key, path) in paths {
-        let settled = path.map(|Placed { value, place }| (value, Source::Config(place)));
-        rows.settle(key, settled.as_ref(), None, None, |path| path.clone().into());
-    }
+    rows.only("listen", config.listen);
+    rows.only("host_keys", config.host_keys);
+    rows.only("authorized_keys", config.authorized_keys);
+    rows.only("trusted_user_ca_keys", config.trusted_user_ca_keys);
+    rows.only("revoked_keys", config.revoked_keys);
+    rows.only("penalty_exempt", config.penalty_exempt);
+    rows.only("max_unauthenticated", config.max_unauthenticated);
+    rows.only("max_unauthenticated_per_address", config.max_unauthenticated_per_address);
+    rows.only("classic", config.classic);
+    rows.only("classic_user", config.classic_user);
+    rows.only("dangerously_classic_anywhere", config.dangerously_classic_anywhere);
     Ok(rows.rows)
 }
 
@@ -195,6 +188,15 @@ impl Rows<'_> {
     fn ssh_config(&self, keyword: &'static str) -> Option<Source> {
         let place = self.resolved?.places.get(keyword)?;
         Some(Source::SshConfig(keyword, place.clone()))
+    }
+
+    /// A key that nothing but the configuration is asked for here.
+    fn only<T: Into<Value>>(&mut self, key: &'static str, config: Option<Placed<T>>) {
+        let (value, source) = match config {
+            Some(Placed { value, place }) => (Some(value.into()), Source::Config(place)),
+            None => (None, Source::Default),
+        };
+        self.push(key, value, source);
     }
 
     /// A key of `config.toml`: what was settled, else what came of it for this host.
@@ -248,4 +250,34 @@ fn duration(time: Duration) -> String {
 
 fn shown(path: impl AsRef<std::ffi::OsStr>) -> String {
     escape_for_terminal(path.as_ref().as_encoded_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_of_the_server_has_its_row() {
+        let rows = server_rows(Some(Path::new("none"))).unwrap();
+        let shown: Vec<&str> = rows.iter().map(|row| row.key.as_str()).collect();
+        let keys: Vec<&str> = SERVE_KEYS.iter().map(|key| key.name).collect();
+        assert_eq!(shown, keys);
+    }
+
+    #[test]
+    fn a_line_could_stand_in_the_file_and_says_where_it_comes_from() {
+        let row = |value: Option<Value>, source| Row {
+            key: "user".to_owned(),
+            value,
+            words: "the local user",
+            source,
+        };
+        let rows = [row(Some("a\"b".into()), Source::Option("-l")), row(None, Source::Default)];
+        assert_eq!(
+            text(&rows),
+            "user = \"a\\\"b\"         # -l\nuser: the local user  # default\n"
+        );
+        assert_eq!(duration(Duration::from_millis(1500)), "1500ms");
+        assert_eq!(duration(Duration::from_secs(90)), "90s");
+    }
 }

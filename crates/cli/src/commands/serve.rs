@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use afar_client::{CLASSIC_PORT, DEFAULT_PORT};
+use afar_core::doorkeeper::DoorRules;
 use afar_server::classic::ClassicConfig;
 use afar_server::listener::{Ready, ServeConfig, check, check_pattern, serve};
 use afar_server::log::{Level, Log};
@@ -50,6 +51,7 @@ pub(crate) fn cmd_serve(args: ServeArgs) -> Exit {
 /// What counts of the options and the configuration.
 fn configure(args: &ServeArgs) -> Result<ServeConfig, String> {
     let settings = ServerSettings::settle(args)?;
+    let door = door_rules(&settings);
     let value = |settled: Settled<PathBuf>| settled.map(|(path, _)| path);
     let authorized_keys = or_default(settings.authorized_keys, AUTHORIZED_KEYS);
     for pattern in &authorized_keys {
@@ -58,6 +60,15 @@ fn configure(args: &ServeArgs) -> Result<ServeConfig, String> {
         })?;
     }
     let listen = or_default(settings.listen, LISTEN);
+    let classic = settings.classic.as_ref().map(|(list, _)| list.clone()).unwrap_or_default();
+    let about_classic = args.classic_user.is_some() || args.dangerously_classic_anywhere;
+    if about_classic && classic.is_empty() {
+        return Err(
+            "--classic-user and --dangerously-classic-anywhere are about --classic, which \
+                    names no address"
+                .to_owned(),
+        );
+    }
     Ok(ServeConfig {
         listen: listen.iter().map(|address| with_port(address, DEFAULT_PORT)).collect(),
         ready_file: args.ready_file.clone(),
@@ -65,11 +76,13 @@ fn configure(args: &ServeArgs) -> Result<ServeConfig, String> {
         authorized_keys,
         trusted_user_ca_keys: value(settings.trusted_user_ca_keys),
         revoked_keys: value(settings.revoked_keys),
-        penalty_exempt: settings.penalty_exempt.map(|(list, _)| list),
+        door,
         classic: ClassicConfig {
-            listen: args.classic.iter().map(|address| with_port(address, CLASSIC_PORT)).collect(),
-            user: args.classic_user.clone(),
-            dangerously_anywhere: args.dangerously_classic_anywhere,
+            listen: classic.iter().map(|address| with_port(address, CLASSIC_PORT)).collect(),
+            user: settings.classic_user.map(|(user, _)| user),
+            dangerously_anywhere: settings
+                .dangerously_classic_anywhere
+                .is_some_and(|(anywhere, _)| anywhere),
         },
         executable: executable()
             .map_err(|error| format!("cannot tell where afar's own program is: {error}"))?,
@@ -79,6 +92,17 @@ fn configure(args: &ServeArgs) -> Result<ServeConfig, String> {
             Verbosity::Verbose => Level::Debug,
         }),
     })
+}
+
+fn door_rules(settings: &ServerSettings) -> DoorRules {
+    let default = DoorRules::default();
+    let number = |settled: &Settled<usize>| settled.as_ref().map(|(number, _)| *number);
+    DoorRules {
+        exempt: settings.penalty_exempt.as_ref().map(|(list, _)| list.clone()),
+        unauthenticated_max: number(&settings.max_unauthenticated)
+            .unwrap_or(default.unauthenticated_max),
+        share_max: number(&settings.max_unauthenticated_per_address).unwrap_or(default.share_max),
+    }
 }
 
 fn or_default(settled: Settled<Vec<String>>, default: &str) -> Vec<String> {

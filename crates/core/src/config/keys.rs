@@ -40,6 +40,16 @@ pub const SERVE_KEYS: &[KeyInfo] = &[
     key("trusted_user_ca_keys", "--trusted-user-ca-keys", "none"),
     key("revoked_keys", "--revoked-keys", "none"),
     key("penalty_exempt", "--penalty-exempt", "none"),
+    KeyInfo { name: "max_unauthenticated", option: None, variable: None, default: "512" },
+    KeyInfo {
+        name: "max_unauthenticated_per_address",
+        option: None,
+        variable: None,
+        default: "256",
+    },
+    key("classic", "--classic", "none"),
+    key("classic_user", "--classic-user", "the user who runs the server"),
+    key("dangerously_classic_anywhere", "--dangerously-classic-anywhere", "false"),
 ];
 
 /// The sections.

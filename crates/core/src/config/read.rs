@@ -10,7 +10,7 @@ use super::{ClientSettings, ConfigError, ConfigFile, HostSection, Placed, Proble
 use crate::authorized_keys::SourceList;
 use crate::duration;
 use crate::escape::escape_bounded;
-use crate::limits::CONFIG_BYTES_MAX;
+use crate::limits::{CONFIG_BYTES_MAX, UNAUTHENTICATED_MAX};
 use crate::ssh_config::Place;
 
 type Value<'i> = Spanned<DeValue<'i>>;
@@ -147,6 +147,17 @@ impl<'a> Reader<'a> {
                 }
                 "revoked_keys" => settings.revoked_keys = Some(self.path(key, value)?),
                 "penalty_exempt" => settings.penalty_exempt = Some(self.sources(key, value)?),
+                "max_unauthenticated" => {
+                    settings.max_unauthenticated = Some(self.connections(key, value)?);
+                }
+                "max_unauthenticated_per_address" => {
+                    settings.max_unauthenticated_per_address = Some(self.connections(key, value)?);
+                }
+                "classic" => settings.classic = Some(self.texts(key, value)?),
+                "classic_user" => settings.classic_user = Some(self.text(key, value)?),
+                "dangerously_classic_anywhere" => {
+                    settings.dangerously_classic_anywhere = Some(self.flag(key, value)?);
+                }
                 _ => return Err(self.unknown(key, "[serve]", names(SERVE_KEYS))),
             }
         }
@@ -202,6 +213,15 @@ impl<'a> Reader<'a> {
             texts.push(text.ok_or_else(|| self.wrong(key, item, wanted))?.to_owned());
         }
         Ok(self.placed(value, texts))
+    }
+
+    fn connections(&self, key: &Key<'_>, value: &Value<'_>) -> Result<Placed<usize>, ConfigError> {
+        let number = value.get_ref().as_integer();
+        let number =
+            number.and_then(|number| usize::from_str_radix(number.as_str(), number.radix()).ok());
+        let number = number.filter(|number| (1..=UNAUTHENTICATED_MAX).contains(number));
+        let wanted = || format!("a number from 1 to {UNAUTHENTICATED_MAX}");
+        Ok(self.placed(value, number.ok_or_else(|| self.wrong(key, value, &wanted()))?))
     }
 
     fn port(&self, key: &Key<'_>, value: &Value<'_>) -> Result<Placed<u16>, ConfigError> {

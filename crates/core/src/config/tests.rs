@@ -34,6 +34,11 @@ authorized_keys = ["%h/.ssh/authorized_keys", "/etc/afar/keys/%u"]
 trusted_user_ca_keys = "/etc/afar/ca"
 revoked_keys = "/etc/afar/revoked"
 penalty_exempt = ["10.0.0.0/8", "192.0.2.*"]
+max_unauthenticated = 100
+max_unauthenticated_per_address = 10
+classic = ["127.0.0.1"]
+classic_user = "nobody"
+dangerously_classic_anywhere = false
 "#;
 
 #[test]
@@ -59,6 +64,11 @@ fn every_key_is_read_with_its_place() {
     assert_eq!(serve.authorized_keys.unwrap().value[1], "/etc/afar/keys/%u");
     assert_eq!(serve.trusted_user_ca_keys.unwrap().value, "/etc/afar/ca");
     assert_eq!(serve.revoked_keys.unwrap().value, "/etc/afar/revoked");
+    assert_eq!(serve.max_unauthenticated.unwrap().value, 100);
+    assert_eq!(serve.max_unauthenticated_per_address.unwrap().value, 10);
+    assert_eq!(serve.classic.unwrap().value, ["127.0.0.1"]);
+    assert_eq!(serve.classic_user.unwrap().value, "nobody");
+    assert!(!serve.dangerously_classic_anywhere.unwrap().value);
     assert_eq!(serve.penalty_exempt.unwrap().value, ["10.0.0.0/8", "192.0.2.*"]);
 }
 
@@ -75,6 +85,14 @@ fn every_key_that_is_listed_is_in_the_sample_and_no_other() {
         listed.sort_unstable();
         assert_eq!(in_sample, listed);
     }
+}
+
+#[test]
+fn the_defaults_that_are_shown_are_the_limits() {
+    let shown = |name: &str| SERVE_KEYS.iter().find(|key| key.name == name).unwrap().default;
+    let rules = crate::doorkeeper::DoorRules::default();
+    assert_eq!(shown("max_unauthenticated"), rules.unauthenticated_max.to_string());
+    assert_eq!(shown("max_unauthenticated_per_address"), rules.share_max.to_string());
 }
 
 #[test]
@@ -165,6 +183,8 @@ fn a_value_that_is_none_is_told_with_what_is_wanted() {
         ("[host.\"a,,b\"]\nport = 1", "1: a,,b is [host.\"PATTERN\"]"),
         ("[serve]\nlisten = \"x\"", "2: listen is a list"),
         ("[serve]\npenalty_exempt = [\"10.0.0.0/99\"]", "2: penalty_exempt is a list of addresses"),
+        ("[serve]\nmax_unauthenticated = 513", "2: max_unauthenticated is a number from 1 to 512"),
+        ("[serve]\nmax_unauthenticated = 0", "2: max_unauthenticated is a number from 1"),
         ("defaults = 1", "1: defaults is a table"),
         ("[defaults]\n[defaults]", "2: "),
         ("[defaults]\nport = ", "2: "),

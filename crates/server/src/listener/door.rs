@@ -3,8 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use afar_core::authorized_keys::SourceList;
-use afar_core::doorkeeper::{Departure, Doorkeeper, TurnedAway};
+use afar_core::doorkeeper::{Departure, DoorRules, Doorkeeper, TurnedAway};
 use afar_net::accept::AcceptError;
 use afar_net::clock::Clock;
 use afar_proto::auth::AuthError;
@@ -26,14 +25,14 @@ pub(super) struct Newcomer<'a> {
 }
 
 impl Door {
-    /// The door of a listener that puts no penalties on the addresses of `exempt`.
-    pub(super) fn new(exempt: Option<SourceList>) -> Self {
-        Self { keeper: Mutex::new(Doorkeeper::new(exempt)), clock: Clock::new() }
+    /// The door of a listener that goes by these rules.
+    pub(super) fn new(rules: DoorRules) -> Self {
+        Self { keeper: Mutex::new(Doorkeeper::new(rules)), clock: Clock::new() }
     }
 
-    /// From now on these addresses get no penalties.
-    pub(super) fn set_exempt(&self, exempt: Option<SourceList>) {
-        self.keeper().set_exempt(exempt);
+    /// From now on it goes by these.
+    pub(super) fn set_rules(&self, rules: DoorRules) {
+        self.keeper().set_rules(rules);
     }
 
     /// Waits until a connection that has come may be served.

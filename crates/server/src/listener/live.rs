@@ -125,7 +125,7 @@ fn reload_now(reload: &Reload, shared: &Shared, listen: &[String]) {
     match loaded {
         Ok((config, live)) => {
             shared.current.set(live);
-            shared.door.set_exempt(config.penalty_exempt);
+            shared.door.set_rules(config.door);
             shared.log.info("the configuration was read anew");
             if config.listen != listen {
                 shared.log.info("the addresses that are listened on stay until a restart");

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afar_core::authorized_keys::SourceList;
+use afar_core::doorkeeper::DoorRules;
 use afar_net::accept::{Accepted, accept};
 use afar_net::clock::Clock;
 use afar_net::files::FileError;
@@ -76,8 +76,8 @@ pub struct ServeConfig {
     pub trusted_user_ca_keys: Option<PathBuf>,
     /// A file of keys and certificates that must not log in, a KRL or a list.
     pub revoked_keys: Option<PathBuf>,
-    /// Addresses that get no penalties for failed logins (`W-4.11`).
-    pub penalty_exempt: Option<SourceList>,
+    /// Who may knock, and when (`W-4.11`).
+    pub door: DoorRules,
     /// Where and how the classic protocol is served; nowhere if it names no address.
     pub classic: ClassicConfig,
     /// Afar's own program, to start supervisors.
@@ -183,7 +183,7 @@ pub fn serve(
         user,
         executable: config.executable,
         log: config.log,
-        door: Door::new(config.penalty_exempt),
+        door: Door::new(config.door),
         classic: classic.map(Arc::new),
     });
 
