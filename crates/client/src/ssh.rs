@@ -126,8 +126,17 @@ fn failure(host: &str, command: &SshCommand, error: SshError) -> SshFailure {
         SshError::Ended { code: Some(255), said, .. } => {
             let said = said.unwrap_or_else(|| "it ended without a word".to_owned());
             let (phase, reason) = classify(&said);
-            let message = format!("ssh to {host} failed: {said}");
-            SshFailure { message, phase, reason, hint: None }
+            let message = format!("ssh to {host} failed: {}", said.trim_end_matches('.'));
+            let hint = match reason {
+                "host_key" => Some(
+                    "ssh to the host by hand shows its key; --accept-new takes that of a new one",
+                ),
+                "login_refused" => {
+                    Some("ssh to the host by hand has to work first, with this user and key")
+                }
+                _ => None,
+            };
+            SshFailure { message, phase, reason, hint }
         }
         SshError::Ended { code, said, printed } => {
             let said = said.or_else(|| Some(printed).filter(|printed| !printed.is_empty()));
@@ -269,7 +278,8 @@ mod tests {
         for (code, said, phase, reason) in cases {
             let failure = of(code, said);
             assert_eq!((failure.phase, failure.reason), (phase, reason), "{said}");
-            assert!(failure.message.contains(said), "{}", failure.message);
+            let told = said.trim_end_matches('.');
+            assert!(failure.message.contains(told), "{}", failure.message);
         }
         assert!(of(127, "x").hint.unwrap().contains("--remote-afar"));
         assert!(of(1, "Command not found").hint.unwrap().contains("--remote-afar"));

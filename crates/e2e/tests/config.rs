@@ -118,8 +118,13 @@ fn it_is_shown_what_is_in_effect_and_why() {
     assert!(line.starts_with("port = 2400 ") && line.ends_with(&in_config(6)), "{line}");
     // Without a target what counts for every host; ssh keeps its own counsel.
     assert_eq!(row(&rows(&home, &[]), "port")["value"], 1);
-    assert_eq!(row(&rows(&home, &["ssh://web"]), "port")["source"], "default");
-    assert_eq!(row(&rows(&home, &["ssh://web"]), "connect_timeout")["source"], "config");
+    let by_ssh = rows(&home, &["ssh://me@web"]);
+    assert_eq!(row(&by_ssh, "port")["value"], "ssh's");
+    assert_eq!(
+        (&row(&by_ssh, "user")["value"], &row(&by_ssh, "user")["source"]),
+        (&"me".into(), &"target".into())
+    );
+    assert_eq!(row(&by_ssh, "connect_timeout")["source"], "config");
 }
 
 #[test]

@@ -105,17 +105,22 @@ fn client_rows(args: &ConfigArgs) -> Result<Vec<Row>, Error> {
         Some(Target::Host(named) | Target::Ssh(named)) => Some(named),
         _ => None,
     };
-    let mut rows = Rows { rows: Vec::new(), keys: CLIENT_KEYS, resolved: resolved.as_ref() };
-    let by_target = |there: bool| there.then_some(Source::Target);
+    let mut rows = Rows {
+        rows: Vec::new(),
+        keys: CLIENT_KEYS,
+        resolved: resolved.as_ref(),
+        by_ssh: matches!(target, Some(Target::Ssh(_))),
+    };
+    let in_target = |value: Option<Value>| value.map(|value| (value, Source::Target));
     if let Some(host) = &resolved {
         let source = rows.ssh_config("HostName").unwrap_or(Source::Target);
         rows.push("host_name", Some(host.host_name.clone().into()), source);
     }
-    let port_source = by_target(named.is_some_and(|named| named.port.is_some()));
-    let user_source = by_target(named.is_some_and(|named| named.user.is_some()));
+    let port_in_target = in_target(named.and_then(|named| named.port).map(Into::into));
+    let user_in_target = in_target(named.and_then(|named| named.user.clone()).map(Into::into));
     let ConnectSettings { port, user, identities, known_hosts, .. } = &settings;
-    rows.settle("port", port.as_ref(), port_source, None, |port| (*port).into());
-    rows.settle("user", user.as_ref(), user_source, Some("User"), |user| user.clone().into());
+    rows.settle("port", port.as_ref(), port_in_target, None, |port| (*port).into());
+    rows.settle("user", user.as_ref(), user_in_target, Some("User"), |user| user.clone().into());
     rows.settle("identities", identities.as_ref(), None, Some("IdentityFile"), |paths| {
         paths.iter().map(shown).collect::<Vec<_>>().into()
     });
@@ -123,8 +128,8 @@ fn client_rows(args: &ConfigArgs) -> Result<Vec<Row>, Error> {
         if let Some(source) = rows.ssh_config("IdentitiesOnly") {
             rows.push("identities_only", Some(host.identities_only.into()), source);
         }
-        let agent_default = Source::Variable("SSH_AUTH_SOCK");
-        let source = rows.ssh_config("IdentityAgent").unwrap_or(agent_default);
+        let variable = host.agent.as_ref().map(|_| Source::Variable("SSH_AUTH_SOCK"));
+        let source = rows.ssh_config("IdentityAgent").or(variable).unwrap_or(Source::Default);
         let agent = host.agent.as_deref().map_or(Value::from("none"), |path| shown(path).into());
         rows.push("identity_agent", Some(agent), source);
     }
@@ -156,7 +161,7 @@ fn unresolvable(client: &Client, target: Option<&Target>) -> Error {
 
 fn server_rows(file: Option<&Path>) -> Result<Vec<Row>, String> {
     let config = server_config(file)?;
-    let mut rows = Rows { rows: Vec::new(), keys: SERVE_KEYS, resolved: None };
+    let mut rows = Rows { rows: Vec::new(), keys: SERVE_KEYS, resolved: None, by_ssh: false };
     rows.only("listen", config.listen);
     rows.only("host_keys", config.host_keys);
     rows.only("authorized_keys", config.authorized_keys);
@@ -175,7 +180,13 @@ struct Rows<'a> {
     rows: Vec<Row>,
     keys: &'static [KeyInfo],
     resolved: Option<&'a ResolvedHost>,
+    /// Whether ssh reaches the target, by its own settings.
+    by_ssh: bool,
 }
+
+/// What ssh has settings of its own for.
+const SSHS_OWN: [&str; 6] =
+    ["port", "user", "identities", "known_hosts", "accept_new", "ssh_config"];
 
 impl Rows<'_> {
     fn push(&mut self, key: &str, value: Option<Value>, source: Source) {
@@ -204,7 +215,7 @@ impl Rows<'_> {
         &mut self,
         key: &'static str,
         settled: Option<&(T, Source)>,
-        by_target: Option<Source>,
+        by_target: Option<(Value, Source)>,
         keyword: Option<&'static str>,
         value: impl Fn(&T) -> Value,
     ) {
@@ -218,11 +229,16 @@ impl Rows<'_> {
             "known_hosts" => Some(host.known_hosts.iter().map(shown).collect::<Vec<_>>().into()),
             _ => None,
         });
-        if let Some(source) = by_target {
-            return self.push(key, in_effect, source);
+        if let Some((in_target, source)) = by_target {
+            return self.push(key, Some(in_target), source);
         }
         if let Some((settled, source)) = settled {
             return self.push(key, Some(value(settled)), source.clone());
+        }
+        if self.by_ssh && SSHS_OWN.contains(&key) {
+            let row =
+                Row { key: key.to_owned(), value: None, words: "ssh's", source: Source::Default };
+            return self.rows.push(row);
         }
         let source = keyword.and_then(|keyword| self.ssh_config(keyword));
         let default = match key {
