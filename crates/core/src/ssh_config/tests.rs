@@ -73,8 +73,8 @@ fn every_setting_is_read() {
         all.places.iter().map(|(name, place)| format!("{name} {}", place.line)).collect();
     assert_eq!(
         places.join(", "),
-        "HostKeyAlias 8, HostName 1, IdentitiesOnly 6, IdentityAgent 7, IdentityFile 4, Port 3, \
-         ProxyJump 10, User 2, UserKnownHostsFile 9"
+        "CertificateFile 6, HostKeyAlias 9, HostName 1, IdentitiesOnly 7, IdentityAgent 8, \
+         IdentityFile 4, Port 3, ProxyJump 11, User 2, UserKnownHostsFile 10"
     );
     assert_eq!(settings("web", ""), HostSettings::default());
 }
