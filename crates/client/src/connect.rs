@@ -16,10 +16,10 @@ use afar_net::driver::Driver;
 use afar_net::host_key::HostPublicKey;
 use afar_net::identity::{LockedKey, UnlockError};
 use afar_net::local::attach_local;
-use afar_net::login::{Candidate, LoggedIn, Login, LoginError, login};
+use afar_net::login::{Candidate, LoggedIn, Login, LoginError, RejectedHost, login};
 use afar_net::public_key::{KeyKind, fingerprint};
 use afar_net::signer::{FileKey, Signer};
-use afar_net::tls::{self, Verdict};
+use afar_net::tls::{self, Shown, Verdict};
 use afar_net::transport::AnyTransport;
 use afar_proto::auth::AuthError;
 use afar_proto::limits::AUTH_DEADLINE;
@@ -89,8 +89,10 @@ pub(crate) async fn offered_keys(
 pub(crate) async fn inspect(client: &Client, target: &Target) -> Result<InspectedHost, Error> {
     let route = Route::find(&client.options, target)?;
     let mut connector = Connector::new(client, &route, None);
-    let key = connector.look().await?;
-    let (standing, presented) = match route.known.judge(&key) {
+    let host = connector.look().await?;
+    let standing = route.known.judge_shown(&host);
+    let key = host.key;
+    let (standing, presented) = match standing {
         Judgement::Trusted => (HostStanding::Trusted, route.known.question(&key, &[])),
         Judgement::FirstSight(question) => (HostStanding::FirstSight, question),
         Judgement::NewType(question) => (HostStanding::NewType, question),
@@ -159,7 +161,7 @@ enum Kind {
 }
 
 /// How a handshake judges a host's key.
-type Rule = dyn Fn(&HostPublicKey) -> Verdict + Send + Sync;
+type Rule = dyn Fn(&HostPublicKey, Shown<'_>) -> Verdict + Send + Sync;
 
 /// Makes one login.
 struct Connector<'a> {
@@ -189,7 +191,7 @@ impl<'a> Connector<'a> {
                     self.learn(&attempt, &logged_in);
                     return Ok((logged_in.driver, pipelined));
                 }
-                Err(LoginError::HostKeyRejected(key)) => self.confirm_host_key(*key).await?,
+                Err(LoginError::HostKeyRejected(host)) => self.confirm_host_key(*host).await?,
                 Err(LoginError::Locked { index }) => {
                     let Candidate::Locked(locked) = attempt.candidates.swap_remove(index) else {
                         return Err(Error::TaskFailed);
@@ -303,13 +305,15 @@ impl<'a> Connector<'a> {
 
     // The host.
 
-    async fn confirm_host_key(&mut self, key: HostPublicKey) -> Result<(), Error> {
+    async fn confirm_host_key(&mut self, host: RejectedHost) -> Result<(), Error> {
+        let judgement = self.route.known.judge_shown(&host);
+        let RejectedHost { key, .. } = host;
         if self.confirmed.is_some() {
             // It was another one a moment ago.
             let question = self.route.known.question(&key, &[]);
             return Err(Box::new(HostKeyProblem::NotConfirmed(question)).into());
         }
-        let question = match self.route.known.judge(&key) {
+        let question = match judgement {
             Judgement::Refused(problem) => return Err(problem.into()),
             Judgement::FirstSight(question) | Judgement::NewType(question) => question,
             Judgement::Trusted => return Err(Error::TaskFailed),
@@ -389,24 +393,27 @@ impl<'a> Connector<'a> {
         let in_flight = Arc::clone(&self.client.in_flight);
         in_flight.store(false, Ordering::Relaxed);
         let has_request = self.spec.is_some();
-        let note = move |key: &HostPublicKey, accepted: bool| {
-            if accepted {
-                // It is called once.
+        let note = move |key: &HostPublicKey, verdict: Verdict| {
+            if verdict == Verdict::Accept {
+                // A key is accepted once.
                 let _ = proved.set(key.clone());
                 in_flight.store(has_request, Ordering::Relaxed);
-                Verdict::Accept
-            } else {
-                Verdict::Reject
             }
+            verdict
         };
         if let Some(confirmed) = &self.confirmed {
             let expected = confirmed.clone();
-            let rule = move |key: &HostPublicKey| note(key, *key == expected);
+            let rule = move |key: &HostPublicKey, _: Shown<'_>| {
+                let same = *key == expected;
+                note(key, if same { Verdict::Accept } else { Verdict::Reject })
+            };
             return (vec![confirmed.kind()], Box::new(rule));
         }
         let (known, accept_new) = (self.route.known.clone(), self.client.options.accept_new);
         let preferred = known.preferred();
-        let rule = move |key: &HostPublicKey| note(key, known.accepts(key, accept_new));
+        let rule = move |key: &HostPublicKey, shown: Shown<'_>| {
+            note(key, known.decide(key, shown, accept_new))
+        };
         (preferred, Box::new(rule))
     }
 
@@ -426,8 +433,8 @@ impl<'a> Connector<'a> {
         let pipelined = spec.map(|spec| open(&mut connection, spec)).transpose()?;
         let proved = Arc::new(OnceLock::new());
         let (preferred, rule) = self.host_key_rule(&proved);
-        let (tls, side) =
-            tls::connect(&preferred, rule).map_err(|error| Error::TlsSetup(error.to_string()))?;
+        let (tls, side) = tls::connect_by(&preferred, rule)
+            .map_err(|error| Error::TlsSetup(error.to_string()))?;
         let by_delegated = attempt.kind == Kind::Delegated;
         let who = Login {
             user: &self.route.user,
@@ -464,13 +471,17 @@ impl<'a> Connector<'a> {
         }
     }
 
-    /// Goes as far as it takes to see the host's key, and away.
-    async fn look(&mut self) -> Result<HostPublicKey, Error> {
+    /// Goes as far as it takes to see the host's key and certificate, and away.
+    async fn look(&mut self) -> Result<RejectedHost, Error> {
         let tcp = self.reach().await?;
         let clock = Clock::new();
         let connection = Connection::new(Role::Client, Config::default(), clock.now());
         let preferred = self.route.known.preferred();
-        let (tls, side) = tls::connect(&preferred, |_: &HostPublicKey| Verdict::Reject)
+        let rule = |_: &HostPublicKey, shown: Shown<'_>| match shown {
+            Shown::Key => Verdict::Undecided,
+            Shown::Certificate(_) => Verdict::Reject,
+        };
+        let (tls, side) = tls::connect_by(&preferred, rule)
             .map_err(|error| Error::TlsSetup(error.to_string()))?;
         let nobody = Login {
             user: &self.route.user,
@@ -481,7 +492,7 @@ impl<'a> Connector<'a> {
         };
         let seen = Box::pin(login(tcp, tls, side, nobody, connection, clock));
         match self.within_limit(seen, Duration::ZERO).await {
-            Some(Err(LoginError::HostKeyRejected(key))) => Ok(*key),
+            Some(Err(LoginError::HostKeyRejected(host))) => Ok(*host),
             Some(Err(error)) => Err(self.failed(error)),
             // Nobody is logged in whose key was rejected.
             Some(Ok(_)) => Err(Error::TaskFailed),

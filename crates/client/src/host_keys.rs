@@ -4,14 +4,18 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use afar_core::certificate::Certificate;
 use afar_core::key::PublicKeyBlob;
 use afar_core::known_hosts::{
     self, HostKeys, KnownHostsFile, KnownKey, Name, NameKind, Place, Verdict,
 };
 use afar_core::limits::KNOWN_HOSTS_BYTES_MAX;
+use afar_net::certificate::verify_authority;
 use afar_net::files;
 use afar_net::host_key::HostPublicKey;
+use afar_net::login::RejectedHost;
 use afar_net::public_key::KeyKind;
+use afar_net::tls::{self, Shown};
 
 use crate::error::Error;
 
@@ -25,6 +29,8 @@ pub(crate) struct KnownHost {
     pub(crate) name: String,
     /// The file that a new key is written to.
     pub(crate) file: PathBuf,
+    /// The name without port, which a certificate has to be for.
+    host: String,
     keys: Arc<HostKeys>,
 }
 
@@ -82,7 +88,7 @@ pub enum HostKeyProblem {
         /// The line's number, from 1.
         line: usize,
     },
-    /// Only a certification authority is known, which afar does not support.
+    /// Only an authority is known, and the host has shown no good certificate of it.
     CertAuthority {
         /// The key that the host has shown.
         presented: HostKeyQuestion,
@@ -90,6 +96,8 @@ pub enum HostKeyProblem {
         file: String,
         /// The line's number, from 1.
         line: usize,
+        /// What is wrong with the certificate, or that there is none.
+        why: String,
     },
 }
 
@@ -133,7 +141,8 @@ impl KnownHost {
             contents.iter().map(|(name, bytes)| KnownHostsFile { name, bytes }).collect();
         let names: Vec<Name> = known_hosts::names(host, port, sshd_port);
         let keys = Arc::new(HostKeys::collect(&contents, &names)?);
-        Ok(Self { name: known_hosts::host_and_port(host, port), file: user_file, keys })
+        let name = known_hosts::host_and_port(host, port);
+        Ok(Self { name, file: user_file, host: host.to_owned(), keys })
     }
 
     /// The key types that are known for this host, best first.
@@ -141,12 +150,61 @@ impl KnownHost {
         self.keys.algorithms().into_iter().filter_map(KeyKind::from_ssh_name).collect()
     }
 
-    /// The rule for a handshake: whether the key is known, or `accept_new` and the host is not.
-    pub(crate) fn accepts(&self, key: &HostPublicKey, accept_new: bool) -> bool {
-        match self.judge(key) {
+    /// The rule for a handshake: whether the key is known, or `accept_new` and the host is not, or
+    /// its certificate is of an authority that is known. While only the key has been shown, a
+    /// certificate may still make up for what speaks against it; nothing makes up for a revocation.
+    pub(crate) fn decide(
+        &self,
+        key: &HostPublicKey,
+        shown: Shown<'_>,
+        accept_new: bool,
+    ) -> tls::Verdict {
+        let accepted = match self.judge(key) {
             Judgement::Trusted => true,
             Judgement::FirstSight(_) => accept_new,
             Judgement::NewType(_) | Judgement::Refused(_) => false,
+        };
+        match shown {
+            _ if accepted => tls::Verdict::Accept,
+            Shown::Key if self.keys.has_authority() => tls::Verdict::Undecided,
+            Shown::Certificate(certificate) if self.certified(key, certificate).is_ok() => {
+                tls::Verdict::Accept
+            }
+            _ => tls::Verdict::Reject,
+        }
+    }
+
+    /// Whether the certificate makes this key the host's.
+    fn certified(&self, key: &HostPublicKey, certificate: Option<&[u8]>) -> Result<(), String> {
+        let shown = certificate.ok_or("the host has shown no certificate")?;
+        let blob = PublicKeyBlob::from_wire(shown.to_vec()).map_err(|error| error.to_string())?;
+        let certificate = Certificate::parse(&blob).map_err(|error| error.to_string())?;
+        if certificate.key().as_bytes() != key.blob() {
+            return Err("the certificate is of another key".to_owned());
+        }
+        let now_s = jiff::Timestamp::now().as_second();
+        self.keys
+            .judge_certificate(&certificate, &self.host, now_s)
+            .map_err(|problem| problem.to_string())?;
+        verify_authority(&certificate).map_err(|error| error.to_string())
+    }
+
+    /// What is to be done about this key, given the certificate that was shown with it.
+    pub(crate) fn judge_shown(&self, host: &RejectedHost) -> Judgement {
+        let RejectedHost { key, certificate } = host;
+        let judgement = self.judge(key);
+        if !self.keys.has_authority() || matches!(judgement, Judgement::Trusted) {
+            return judgement;
+        }
+        match (self.certified(key, certificate.as_deref()), judgement) {
+            (Ok(()), _) => Judgement::Trusted,
+            (Err(problem), Judgement::Refused(mut refused)) => {
+                if let HostKeyProblem::CertAuthority { why, .. } = &mut *refused {
+                    *why = problem;
+                }
+                Judgement::Refused(refused)
+            }
+            (Err(_), judgement) => judgement,
         }
     }
 
@@ -172,13 +230,10 @@ impl KnownHost {
                 let presented = presented();
                 Judgement::Refused(Box::new(HostKeyProblem::Revoked { presented, file, line }))
             }
-            Verdict::CertAuthorityUnsupported(Place { file, line }) => {
-                let presented = presented();
-                Judgement::Refused(Box::new(HostKeyProblem::CertAuthority {
-                    presented,
-                    file,
-                    line,
-                }))
+            Verdict::NeedsCertificate(Place { file, line }) => {
+                let (presented, why) = (presented(), "a certificate is needed".to_owned());
+                let problem = HostKeyProblem::CertAuthority { presented, file, line, why };
+                Judgement::Refused(Box::new(problem))
             }
         }
     }
@@ -294,10 +349,10 @@ impl fmt::Display for HostKeyProblem {
                 f,
                 "the host key of {name} is revoked: {algorithm} {fingerprint} ({file}:{line})"
             ),
-            Self::CertAuthority { file, line, .. } => write!(
+            Self::CertAuthority { file, line, why, .. } => write!(
                 f,
-                "{name} is known by a @cert-authority only ({file}:{line}), and afar does not \
-                 support host certificates; it shows {algorithm} {fingerprint}"
+                "{name} is known by a @cert-authority only ({file}:{line}), and {why}; it shows \
+                 {algorithm} {fingerprint}"
             ),
         }
     }
@@ -335,7 +390,9 @@ impl HostKeyProblem {
             }
             Self::Revoked { .. } => "do not use this host before it has a new key".to_owned(),
             Self::CertAuthority { .. } => {
-                "compare the fingerprint, then `afar trust TARGET` adds the key itself".to_owned()
+                "have the host certified anew, or compare the fingerprint, and `afar trust TARGET` \
+                 adds the key itself"
+                    .to_owned()
             }
         }
     }

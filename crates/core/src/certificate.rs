@@ -295,6 +295,15 @@ impl Certificate {
         Ok(())
     }
 
+    /// Whether it proves some host now, whatever its name.
+    ///
+    /// # Errors
+    /// The first thing that speaks against it.
+    pub fn check_for_any_host(&self, now_s: i64) -> Result<(), CertificateRefusal> {
+        let name = self.principals.first().ok_or(CertificateRefusal::NoPrincipals)?;
+        self.check_host(name, now_s)
+    }
+
     fn check_kind_and_time(
         &self,
         kind: CertificateKind,

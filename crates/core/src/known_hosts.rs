@@ -6,6 +6,7 @@
 use aws_lc_rs::hmac;
 use base64ct::{Base64, Encoding as _};
 
+use crate::certificate::{Certificate, CertificateRefusal};
 use crate::diagnostic::Diagnostics;
 use crate::key::{self, KeyError, PublicKeyBlob};
 use crate::limits::{KNOWN_HOSTS_BYTES_MAX, KNOWN_HOSTS_LINE_BYTES_MAX};
@@ -139,9 +140,23 @@ pub enum Verdict {
     },
     /// The key is marked as revoked.
     Revoked(Place),
-    /// Only a certification authority is known, and host certificates are not supported: it is no
-    /// first meeting either.
-    CertAuthorityUnsupported(Place),
+    /// Only an authority is known, so that the host needs a certificate of it: it is no first
+    /// meeting either.
+    NeedsCertificate(Place),
+}
+
+/// Why a certificate does not make its key that of a host.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateProblem {
+    /// The key or the authority is marked as revoked.
+    #[error("the certificate's key or authority is revoked ({}:{})", .0.file, .0.line)]
+    Revoked(Place),
+    /// Its authority is not one that is known for the host.
+    #[error("the certificate is of another authority")]
+    OtherAuthority,
+    /// It is not good for this host now.
+    #[error("{0}")]
+    Refused(#[from] CertificateRefusal),
 }
 
 /// Why a file can't be read.
@@ -247,9 +262,40 @@ impl HostKeys {
             return Verdict::NewType { known };
         }
         let authority = self.entries.iter().find(|(marker, _)| *marker == Marker::CertAuthority);
-        authority.map_or(Verdict::Unknown, |(_, entry)| {
-            Verdict::CertAuthorityUnsupported(entry.place.clone())
-        })
+        authority
+            .map_or(Verdict::Unknown, |(_, entry)| Verdict::NeedsCertificate(entry.place.clone()))
+    }
+
+    /// Whether an authority is known for any of the names, so that a certificate could make a key the
+    /// host's.
+    #[must_use]
+    pub fn has_authority(&self) -> bool {
+        self.entries.iter().any(|(marker, _)| *marker == Marker::CertAuthority)
+    }
+
+    /// Whether this certificate makes its key that of the host, whose name without port is `host`.
+    /// The authority's signature is for the caller to verify.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn judge_certificate(
+        &self,
+        certificate: &Certificate,
+        host: &str,
+        now_s: i64,
+    ) -> Result<(), CertificateProblem> {
+        for key in [certificate.key(), certificate.authority()] {
+            if let Some(place) = self.revocation(key) {
+                return Err(CertificateProblem::Revoked(place.clone()));
+            }
+        }
+        let trusts = |(marker, entry): &(Marker, KnownKey)| {
+            *marker == Marker::CertAuthority && entry.key == *certificate.authority()
+        };
+        if !self.entries.iter().any(trusts) {
+            return Err(CertificateProblem::OtherAuthority);
+        }
+        Ok(certificate.check_host(&host.to_ascii_lowercase(), now_s)?)
     }
 
     fn is_revoked(&self, key: &PublicKeyBlob) -> bool {

@@ -110,7 +110,7 @@ fn known_hosts() {
                     assert!(known.iter().all(|k| k.key.algorithm() != key.algorithm()), "{name}");
                 }
                 Verdict::Unknown => assert_eq!(hosts.known().count(), 0, "{name}"),
-                Verdict::Revoked(place) | Verdict::CertAuthorityUnsupported(place) => {
+                Verdict::Revoked(place) | Verdict::NeedsCertificate(place) => {
                     assert!(line(bytes, place.line).trim_start().starts_with('@'), "{name}");
                 }
             }

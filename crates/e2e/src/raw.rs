@@ -462,7 +462,12 @@ impl RawClient {
             fail(&format!("{first:?} instead of the listener's hello"));
         };
         let server_hello = hello.payload.clone();
-        let ours = Hello { version: 1, software: "raw".into(), features: Vec::new() };
+        let ours = Hello {
+            version: 1,
+            software: "raw".into(),
+            features: Vec::new(),
+            host_certificate: None,
+        };
         Self { link, side, hello: json::to_vec(&ours), server_hello }
     }
 

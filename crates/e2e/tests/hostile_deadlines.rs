@@ -257,7 +257,12 @@ async fn fault_06_silence_after_the_handshake_is_closed_at_the_deadline_with_a_r
 async fn fault_05_no_byte_moves_the_deadline_of_the_login() {
     let (elapsed, error) = serve(|socket| async move {
         let mut client = Client::connect(socket).await;
-        let hello = Hello { version: 1, software: "slow".into(), features: Vec::new() };
+        let hello = Hello {
+            version: 1,
+            software: "slow".into(),
+            features: Vec::new(),
+            host_certificate: None,
+        };
         for byte in Frame::control(Kind::Hello, json::to_vec(&hello)).to_bytes() {
             // tidy: in simulated time.
             tokio::time::sleep(Duration::from_secs(4)).await;

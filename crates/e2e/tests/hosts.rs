@@ -227,7 +227,7 @@ fn a_revoked_key_is_refused_whatever_else_is_known() {
 }
 
 #[test]
-fn a_certification_authority_is_named_as_not_supported_and_no_first_sight() {
+fn an_authority_whose_certificate_is_not_shown_is_no_first_sight() {
     let stranger = Stranger::new();
     let authority = stranger.host.make_key("authority");
     let line = format!("@cert-authority * {}", Home::public_line(&authority));

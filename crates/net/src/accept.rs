@@ -12,11 +12,14 @@ use tokio::net::TcpStream;
 
 use crate::clock::Clock;
 use crate::sshsig::{self, VerifiedKey};
-use crate::tls::{Established, TlsServer};
+use crate::tls::{Established, ServerSide, TlsServer};
 use crate::transport::{Read, TlsHandshake, TlsTransport, Transport as _, breach_of_tls};
 
 /// How long a peer may take for TLS's handshake (`W-4.1`). Nobody has to touch anything for that.
 pub const TLS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the listener calls itself in its hello.
+const SOFTWARE: &str = concat!("afar/", env!("CARGO_PKG_VERSION"));
 
 /// How long a client that broke the protocol is listened to after it was told so.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -130,9 +133,9 @@ pub async fn accept<G: Gatekeeper>(
     let broken = |error: &dyn std::error::Error| AcceptError::Tls(error.to_string());
     let (connection, side) = tls.accept().map_err(|error| broken(&error))?;
     let mut handshake = TlsHandshake::new(socket, connection);
-    let mut responder = Responder::new(concat!("afar/", env!("CARGO_PKG_VERSION")), clock.now());
+    let mut responder = Responder::new(SOFTWARE, clock.now());
     let deadline = tokio::time::Instant::now() + TLS_DEADLINE;
-    tokio::time::timeout_at(deadline, shake_hands(&mut handshake, &mut responder))
+    tokio::time::timeout_at(deadline, shake_hands(&mut handshake, &mut responder, &side))
         .await
         .map_err(|_| AcceptError::Tls("the handshake took too long".to_owned()))??;
     let established = match handshake.tls() {
@@ -149,6 +152,7 @@ pub async fn accept<G: Gatekeeper>(
 async fn shake_hands(
     handshake: &mut TlsHandshake,
     responder: &mut Responder,
+    side: &ServerSide,
 ) -> Result<(), AcceptError> {
     let mut greeted = false;
     while handshake.tls().is_handshaking() {
@@ -166,6 +170,9 @@ async fn shake_hands(
         // rustls would keep it as plaintext and send it after the handshake.
         if !greeted && handshake.tls().wants_write() {
             greeted = true;
+            if let Some(certificate) = side.host_certificate() {
+                responder.present_host_certificate(SOFTWARE, certificate);
+            }
             handshake.buffer(&responder.take_transmit())?;
         }
         poll_fn(|context| handshake.poll_flush(context)).await?;

@@ -7,14 +7,22 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use afar_core::certificate::Certificate;
+use afar_core::key::PublicKeyBlob;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::SigningKey;
 
+use crate::certificate::verify_authority;
 use crate::files::{self, FileError, PrivateKeyRule};
+use crate::identity::certificate_beside;
 use crate::key_file::{KeyFault, KeyFile};
 use crate::public_key::{self, KeyKind, PublicKey, PublicKeyError};
 use crate::secret_key;
+
+/// The largest certificate file that is read.
+const CERTIFICATE_FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// The public half of a host key, in both of its forms.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -101,6 +109,14 @@ pub enum HostKeyError {
         /// The type that is there twice.
         kind: KeyKind,
     },
+    /// A certificate beside a host key that proves nothing about it.
+    #[error("host certificate {path:?}: {problem}")]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// There is no key at all.
     #[error("no host key")]
     None,
@@ -113,6 +129,7 @@ pub struct HostKey {
     signing: Arc<dyn SigningKey>,
     source: Option<PathBuf>,
     comment: String,
+    certificate: Option<Arc<Certificate>>,
 }
 
 impl HostKey {
@@ -135,7 +152,8 @@ impl HostKey {
         if derived.as_ref() != public.spki() {
             return Err(KeyFault::Mismatch);
         }
-        Ok(Self { public, signing, source: None, comment: file.comment() })
+        let comment = file.comment();
+        Ok(Self { public, signing, source: None, comment, certificate: None })
     }
 
     /// Makes an Ed25519 key that exists in memory only, for a server that shall leave nothing behind.
@@ -193,6 +211,33 @@ impl HostKey {
     #[must_use]
     pub fn comment(&self) -> &str {
         &self.comment
+    }
+
+    /// The certificate that clients are shown.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Certificate> {
+        self.certificate.as_deref()
+    }
+
+    /// Takes the certificate that lies beside the file (`FILE-cert.pub`), if there is one.
+    ///
+    /// # Errors
+    /// [`HostKeyError::Certificate`] for one that proves nothing about this key now; the key can be
+    /// used without it.
+    fn take_certificate(&mut self, now_s: i64) -> Result<(), HostKeyError> {
+        let Some(path) = self.source.as_deref().map(certificate_beside) else { return Ok(()) };
+        let contents = match files::read_regular(&path, CERTIFICATE_FILE_BYTES_MAX) {
+            Ok(contents) => contents,
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        match read_certificate(&contents, &self.public, now_s) {
+            Ok(certificate) => {
+                self.certificate = Some(Arc::new(certificate));
+                Ok(())
+            }
+            Err(problem) => Err(HostKeyError::Certificate { path, problem }),
+        }
     }
 
     pub(crate) fn signing(&self) -> &Arc<dyn SigningKey> {
@@ -264,8 +309,9 @@ const OWN_NAME: &str = "host_ed25519_key";
 pub struct Discovered {
     /// The keys to serve with.
     pub keys: HostKeys,
-    /// System keys that exist and could not be used, and why; worth a warning each. A file that
-    /// this user may not read is not among them: for anybody but root that is as it should be.
+    /// System keys, and certificates of keys, that exist and could not be used, and why; worth a
+    /// warning each. A key that this user may not read is not among them: for anybody but root that
+    /// is as it should be.
     pub skipped: Vec<HostKeyError>,
     /// The file of our own key, where this call has just made it.
     pub created: Option<PathBuf>,
@@ -279,6 +325,16 @@ pub struct Discovered {
 /// one serves; where none does, its fault is the error, since falling back to our own key would
 /// change the machine's identity without anybody having meant it.
 pub fn discover(search: &HostKeySearch<'_>) -> Result<Discovered, HostKeyError> {
+    let mut found = discover_keys(search)?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    for key in &mut found.keys.keys {
+        found.skipped.extend(key.take_certificate(now_s).err());
+    }
+    Ok(found)
+}
+
+fn discover_keys(search: &HostKeySearch<'_>) -> Result<Discovered, HostKeyError> {
     if !search.configured.is_empty() {
         let keys = search.configured.iter().map(|path| HostKey::load(path));
         let keys = HostKeys::new(keys.collect::<Result<_, _>>()?)?;
@@ -307,6 +363,23 @@ pub fn discover(search: &HostKeySearch<'_>) -> Result<Discovered, HostKeyError> 
         });
     }
     Ok(Discovered { keys: HostKeys::new(keys)?, skipped, created: None })
+}
+
+/// The certificate in a file, if it proves this key as a host's now.
+fn read_certificate(
+    contents: &[u8],
+    key: &HostPublicKey,
+    now_s: i64,
+) -> Result<Certificate, String> {
+    let (blob, _comment) =
+        PublicKeyBlob::from_public_line(contents).map_err(|error| error.to_string())?;
+    let certificate = Certificate::parse(&blob).map_err(|error| error.to_string())?;
+    if certificate.key().as_bytes() != key.blob() {
+        return Err("the certificate is of another key".to_owned());
+    }
+    certificate.check_for_any_host(now_s).map_err(|refusal| refusal.to_string())?;
+    verify_authority(&certificate).map_err(|error| error.to_string())?;
+    Ok(certificate)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use afar_core::certificate::Certificate;
 use afar_proto::Connection;
 use afar_proto::auth::{AuthError, Initiator, InitiatorEvent};
-use afar_proto::message::{AuthOk, AuthRequest, Delegate, Transcript};
+use afar_proto::message::{AuthOk, AuthRequest, Delegate, Hello, Transcript};
 use tokio::net::TcpStream;
 
 use crate::clock::Clock;
@@ -16,7 +16,7 @@ use crate::driver::Driver;
 use crate::host_key::HostPublicKey;
 use crate::identity::LockedKey;
 use crate::signer::{DelegatedKey, SignError, Signer};
-use crate::tls::{ClientSide, Established};
+use crate::tls::{ClientSide, Established, Unsettled};
 use crate::transport::{
     AnyTransport, Read, TlsHandshake, TlsTransport, Transport as _, breach_of_tls,
 };
@@ -79,13 +79,22 @@ pub struct LoggedIn {
     pub delegated: Option<(DelegatedKey, Duration)>,
 }
 
+/// A host that was not accepted, and what it has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RejectedHost {
+    /// The key that it has proved.
+    pub key: HostPublicKey,
+    /// The certificate of its hello, unread, where that had a say.
+    pub certificate: Option<Vec<u8>>,
+}
+
 /// Why the client is not in. The connection is closed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoginError {
     /// The server's host key was proved, and refused by the caller's rule.
     #[error("the host key was not accepted")]
-    HostKeyRejected(Box<HostPublicKey>),
+    HostKeyRejected(Box<RejectedHost>),
     /// The server refused the key. The message is the server's: escape it.
     #[error("the server refused the key")]
     Refused {
@@ -144,9 +153,19 @@ pub async fn login(
     let initiator = Initiator::new(login.software, clock.now());
     let deadline = initiator.poll_timeout().map(|at| clock.to_tokio(at));
     let shaken = with_deadline(deadline, shake_hands(tcp, tls, &side)).await;
-    let (transport, established) = shaken.unwrap_or(Err(LoginError::Auth(AuthError::TimedOut)))?;
+    let (transport, unsettled) = shaken.unwrap_or(Err(LoginError::Auth(AuthError::TimedOut)))?;
     let mut attempt = LoginAttempt { transport, initiator, clock };
-    attempt.await_hello().await?;
+    let hello = attempt.await_hello().await?;
+    // Nothing has been said to the server by now but TLS's ClientHello (`W-4.14`).
+    let certificate = hello.host_certificate.map(|bytes| bytes.0);
+    let established = match side.settle(unsettled, certificate.as_deref()) {
+        Ok(established) => established,
+        Err(key) => {
+            attempt.leave().await;
+            let host = RejectedHost { key: *key, certificate };
+            return Err(LoginError::HostKeyRejected(Box::new(host)));
+        }
+    };
     let key_index = attempt.choose(&login).await?;
     let Some(Candidate::Usable(signer)) = login.candidates.get(key_index) else {
         attempt.leave().await;
@@ -236,7 +255,7 @@ async fn shake_hands(
     tcp: TcpStream,
     tls: rustls::ClientConnection,
     side: &ClientSide,
-) -> Result<(TlsTransport, Established), LoginError> {
+) -> Result<(TlsTransport, Unsettled), LoginError> {
     let mut handshake = TlsHandshake::new(tcp, tls);
     while handshake.tls().is_handshaking() {
         // The hello, and again where a retry is wanted; Finished waits for AUTH to leave with it.
@@ -248,7 +267,10 @@ async fn shake_hands(
                 // The alert that says why is queued in rustls.
                 let _ = poll_fn(|context| handshake.poll_flush(context)).await;
                 return Err(match side.rejected_key() {
-                    Some(key) => LoginError::HostKeyRejected(Box::new(key.clone())),
+                    Some(key) => {
+                        let host = RejectedHost { key: key.clone(), certificate: None };
+                        LoginError::HostKeyRejected(Box::new(host))
+                    }
                     None => tls_or_io(error),
                 });
             }
@@ -257,9 +279,9 @@ async fn shake_hands(
     let rustls::Connection::Client(tls) = handshake.tls() else {
         return Err(LoginError::Tls("not a client's connection".to_owned()));
     };
-    let established = side.established(tls).map_err(|error| LoginError::Tls(error.to_string()))?;
+    let unsettled = side.unsettled(tls).map_err(|error| LoginError::Tls(error.to_string()))?;
     let transport = handshake.into_transport(side.traffic_secrets());
-    Ok((transport.map_err(|error| LoginError::Tls(error.to_string()))?, established))
+    Ok((transport.map_err(|error| LoginError::Tls(error.to_string()))?, unsettled))
 }
 
 struct LoginAttempt {
@@ -270,12 +292,12 @@ struct LoginAttempt {
 
 impl LoginAttempt {
     /// Reads the server's hello, which came with its flight.
-    async fn await_hello(&mut self) -> Result<(), LoginError> {
+    async fn await_hello(&mut self) -> Result<Hello, LoginError> {
         loop {
             self.read_once().await?;
             while let Some(event) = self.initiator.poll_event() {
                 match event {
-                    InitiatorEvent::ServerHello(_) => return Ok(()),
+                    InitiatorEvent::ServerHello(hello) => return Ok(hello),
                     InitiatorEvent::Failed(error) => return Err(LoginError::Auth(error)),
                     _ => {}
                 }

@@ -27,7 +27,7 @@ use crate::host_key::{HostKeys, HostPublicKey};
 use crate::public_key::KeyKind;
 
 use verifier::HostKeyVerifier;
-pub use verifier::Verdict;
+pub use verifier::{Shown, Verdict};
 
 /// The name of afar's protocol in ALPN (RFC 7301).
 pub const ALPN: &[u8] = b"afar/1";
@@ -87,6 +87,10 @@ pub struct Established {
     pub channel_binding: ChannelBinding,
 }
 
+/// What a handshake has established but for the verdict on the host's key; of no use without it.
+#[derive(Debug)]
+pub struct Unsettled(Established);
+
 /// The server's side of TLS, made once a listener and used for each connection.
 #[derive(Debug)]
 pub struct TlsServer {
@@ -105,7 +109,12 @@ impl TlsServer {
             .map(|key| {
                 let spki = CertificateDer::from(key.public().spki().to_vec());
                 let certified = CertifiedKey::new(vec![spki], Arc::clone(key.signing()));
-                ServerKey { public: key.public().clone(), certified: Arc::new(certified) }
+                let certificate = key.certificate().map(|one| one.blob().as_bytes().into());
+                ServerKey {
+                    public: key.public().clone(),
+                    certified: Arc::new(certified),
+                    certificate,
+                }
             })
             .collect();
         let resolver = Resolver { keys: Arc::clone(&keys), chosen: Chosen::default() };
@@ -165,6 +174,13 @@ impl ServerSide {
         self.keys.get(index).map(|key| &key.public)
     }
 
+    /// The certificate of that key, if it has one.
+    #[must_use]
+    pub fn host_certificate(&self) -> Option<&[u8]> {
+        let index = *self.chosen.get()?;
+        self.keys.get(index)?.certificate.as_deref()
+    }
+
     /// What the handshake has established, once the client's Finished has been verified.
     ///
     /// # Errors
@@ -198,17 +214,32 @@ pub fn connect<F>(
 where
     F: Fn(&HostPublicKey) -> Verdict + Send + Sync + 'static,
 {
+    connect_by(preferred, move |key, _| decide(key))
+}
+
+/// As [`connect`], where `decide` may answer [`Verdict::Undecided`]: then it is called once more, by
+/// [`ClientSide::settle`], with what the server's hello holds.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_by<F>(
+    preferred: &[KeyKind],
+    decide: F,
+) -> Result<(ClientConnection, ClientSide), TlsSetupError>
+where
+    F: Fn(&HostPublicKey, Shown<'_>) -> Verdict + Send + Sync + 'static,
+{
     connect_with(crypto_provider(), preferred, decide)
 }
 
-/// As [`connect`], with these algorithms.
+/// As [`connect_by`], with these algorithms.
 pub(crate) fn connect_with<F>(
     provider: Arc<CryptoProvider>,
     preferred: &[KeyKind],
     decide: F,
 ) -> Result<(ClientConnection, ClientSide), TlsSetupError>
 where
-    F: Fn(&HostPublicKey) -> Verdict + Send + Sync + 'static,
+    F: Fn(&HostPublicKey, Shown<'_>) -> Verdict + Send + Sync + 'static,
 {
     let verifier = Arc::new(HostKeyVerifier::new(
         schemes(preferred),
@@ -254,6 +285,35 @@ impl ClientSide {
         match self.verifier.outcome() {
             Some((key, Verdict::Reject)) => Some(key),
             _ => None,
+        }
+    }
+
+    /// As [`Self::established`], for a key that may have been left undecided until the server's hello
+    /// is there, when TLS itself may be gone: [`Self::settle`] makes it an [`Established`].
+    ///
+    /// # Errors
+    /// As [`Self::established`].
+    pub fn unsettled(&self, connection: &ClientConnection) -> Result<Unsettled, NotEstablished> {
+        let proved = match self.verifier.outcome() {
+            Some((key, Verdict::Accept | Verdict::Undecided)) => Some(key.clone()),
+            _ => None,
+        };
+        Ok(Unsettled(establish(connection, proved)?))
+    }
+
+    /// Decides by the certificate in the server's hello, where that is still to be done (`W-4.14`).
+    ///
+    /// # Errors
+    /// The key, where it is rejected.
+    pub fn settle(
+        &self,
+        unsettled: Unsettled,
+        certificate: Option<&[u8]>,
+    ) -> Result<Established, Box<HostPublicKey>> {
+        self.verifier.decide_by_hello(certificate);
+        match self.verifier.outcome() {
+            Some((_, Verdict::Accept)) => Ok(unsettled.0),
+            _ => Err(Box::new(unsettled.0.host_key)),
         }
     }
 
@@ -325,6 +385,8 @@ pub fn set_buffer_limits<Data>(connection: &mut ConnectionCommon<Data>) {
 struct ServerKey {
     public: HostPublicKey,
     certified: Arc<CertifiedKey>,
+    /// An OpenSSH certificate of the key, for the hello.
+    certificate: Option<Arc<[u8]>>,
 }
 
 /// The index of the key that one connection was answered with, once there is one.

@@ -232,7 +232,7 @@ async fn a_rejected_host_key_reaches_the_caller_and_nothing_was_sent_to_its_serv
     let (server, client) = tokio::join!(server, client);
     assert!(matches!(server, Err(AcceptError::Tls(_))));
     match client {
-        Err(LoginError::HostKeyRejected(key)) => assert_eq!(*key, public),
+        Err(LoginError::HostKeyRejected(host)) => assert_eq!(host.key, public),
         other => panic!("{other:?}"),
     }
 }

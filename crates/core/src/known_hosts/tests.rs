@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::certificate::rig::Draft;
 use crate::limits::HOST_BYTES_MAX;
 
 const ALICE: &str =
@@ -147,11 +148,46 @@ fn a_revoked_key_is_refused_by_whatever_name() {
 }
 
 #[test]
-fn an_authority_is_named_as_unsupported() {
+fn a_certificate_of_a_known_authority_is_for_the_names_that_it_says() {
+    let of = |names: &[&str], authority: &str| Draft {
+        kind: 2,
+        principals: names.iter().map(|name| name.as_bytes().to_vec()).collect(),
+        authority: key(authority).into_bytes(),
+        ..Draft::default()
+    };
+    let judge = |file: &str, draft: &Draft| {
+        collect(file).judge_certificate(&draft.certificate(), "H.example", 1500)
+    };
+    let good = of(&["h.example"], BOB);
+    for hosts in ["*", "*.example", "h.example", "[h.example]:2327", "[h.example]:*"] {
+        let file = format!("@cert-authority {hosts} {BOB}\n");
+        assert!(collect(&file).has_authority());
+        assert_eq!(judge(&file, &good), Ok(()), "{hosts}");
+        let other = judge(&file, &of(&["h.example"], ALICE));
+        assert_eq!(other, Err(CertificateProblem::OtherAuthority));
+        for draft in [of(&["g.example"], BOB), of(&[], BOB), Draft { kind: 1, ..good.clone() }] {
+            let refused = judge(&file, &draft);
+            assert!(matches!(refused, Err(CertificateProblem::Refused(_))), "{refused:?}");
+        }
+    }
+    let elsewhere = format!("@cert-authority *.test {BOB}\n[h.example]:2327 {BOB}\n");
+    assert!(!collect(&elsewhere).has_authority());
+    assert_eq!(judge(&elsewhere, &good), Err(CertificateProblem::OtherAuthority));
+    // A revoked authority, and a revoked key with a good certificate.
+    let trusted = format!("@cert-authority * {BOB}\n");
+    let revoked = judge(&format!("{trusted}@revoked * {BOB}\n"), &good);
+    assert_eq!(revoked, Err(CertificateProblem::Revoked(at(2))));
+    let certified = good.certificate().key().to_fields();
+    let revoked = judge(&format!("{trusted}@revoked * {certified}\n"), &good);
+    assert_eq!(revoked, Err(CertificateProblem::Revoked(at(2))));
+}
+
+#[test]
+fn where_only_an_authority_is_known_a_certificate_is_needed() {
     let file = format!("@cert-authority *.example {BOB}\n");
-    assert_eq!(judge(&file, ALICE), Verdict::CertAuthorityUnsupported(at(1)));
+    assert_eq!(judge(&file, ALICE), Verdict::NeedsCertificate(at(1)));
     // Nor is the authority's key a host's.
-    assert_eq!(judge(&file, BOB), Verdict::CertAuthorityUnsupported(at(1)));
+    assert_eq!(judge(&file, BOB), Verdict::NeedsCertificate(at(1)));
     assert_eq!(known(&format!("{file}h.example {ALICE}"), ALICE), Some((2, NameKind::Bare)));
     let file = format!("{file}h.example {RSA}");
     assert!(matches!(judge(&file, ALICE), Verdict::NewType { .. }));

@@ -26,7 +26,12 @@ impl RawServer {
     fn accept(socket: TcpStream, tls: &TlsServer) -> Option<Self> {
         let (connection, _) = tls.accept().ok()?;
         let mut link = Link::new(socket, connection);
-        let hello = Hello { version: 1, software: "raw".into(), features: Vec::new() };
+        let hello = Hello {
+            version: 1,
+            software: "raw".into(),
+            features: Vec::new(),
+            host_certificate: None,
+        };
         let mut hello = control(Kind::Hello, &json::to_vec(&hello));
         while link.tls.is_handshaking() && link.end.is_none() {
             link.read();

@@ -33,7 +33,7 @@ fn shake_hands(suite: SupportedCipherSuite) -> Ends {
     let (mut server, server_side) = TlsServer::new(&host_keys).unwrap().accept().unwrap();
     let provider = CryptoProvider { cipher_suites: vec![suite], ..provider::default_provider() };
     let (mut client, client_side) =
-        tls::connect_with(Arc::new(provider), &[], |_| Verdict::Accept).unwrap();
+        tls::connect_with(Arc::new(provider), &[], |_, _| Verdict::Accept).unwrap();
     while client.is_handshaking() || server.is_handshaking() {
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes).unwrap();

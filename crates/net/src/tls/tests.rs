@@ -313,7 +313,7 @@ fn client_config() -> ClientConfig {
     let verifier = Arc::new(HostKeyVerifier::new(
         schemes(&[]),
         provider.signature_verification_algorithms,
-        Box::new(accept_all),
+        Box::new(|_: &HostPublicKey, _: Shown<'_>| Verdict::Accept),
     ));
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])

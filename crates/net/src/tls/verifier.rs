@@ -20,10 +20,22 @@ pub enum Verdict {
     Accept,
     /// End the handshake with an alert.
     Reject,
+    /// Go on to the server's hello, which may hold a certificate of the key, and decide then.
+    Undecided,
+}
+
+/// What there is to decide by, besides the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown<'a> {
+    /// The key alone: nothing else is known during the handshake.
+    Key,
+    /// The certificate in the server's hello, as it came, if there is one. Nothing has been said to
+    /// the server by then. To be undecided still is to reject.
+    Certificate(Option<&'a [u8]>),
 }
 
 /// How a host key is decided about.
-type Decide = Box<dyn Fn(&HostPublicKey) -> Verdict + Send + Sync>;
+type Decide = Box<dyn Fn(&HostPublicKey, Shown<'_>) -> Verdict + Send + Sync>;
 
 /// Verifies one handshake: it remembers the one key that the server proved, and the verdict on it.
 pub(super) struct HostKeyVerifier {
@@ -31,6 +43,8 @@ pub(super) struct HostKeyVerifier {
     algorithms: WebPkiSupportedAlgorithms,
     decide: Decide,
     outcome: OnceLock<(HostPublicKey, Verdict)>,
+    /// The verdict after the server's hello, where the first was to wait for it.
+    late: OnceLock<Verdict>,
 }
 
 impl HostKeyVerifier {
@@ -39,12 +53,26 @@ impl HostKeyVerifier {
         algorithms: WebPkiSupportedAlgorithms,
         decide: Decide,
     ) -> Self {
-        Self { schemes, algorithms, decide, outcome: OnceLock::new() }
+        Self { schemes, algorithms, decide, outcome: OnceLock::new(), late: OnceLock::new() }
     }
 
     /// The key whose possession was proved, and what was decided; `None` until then.
     pub(super) fn outcome(&self) -> Option<(&HostPublicKey, Verdict)> {
-        self.outcome.get().map(|(key, verdict)| (key, *verdict))
+        let (key, verdict) = self.outcome.get()?;
+        match verdict {
+            Verdict::Undecided => Some((key, *self.late.get().unwrap_or(verdict))),
+            decided => Some((key, *decided)),
+        }
+    }
+
+    /// Decides by the server's hello, if that is still to be done.
+    pub(super) fn decide_by_hello(&self, certificate: Option<&[u8]>) {
+        if let Some((key, Verdict::Undecided)) = self.outcome() {
+            self.late.get_or_init(|| match (self.decide)(key, Shown::Certificate(certificate)) {
+                Verdict::Accept => Verdict::Accept,
+                Verdict::Reject | Verdict::Undecided => Verdict::Reject,
+            });
+        }
     }
 }
 
@@ -93,11 +121,11 @@ impl ServerCertVerifier for HostKeyVerifier {
         let spki = SubjectPublicKeyInfoDer::from(cert.as_ref());
         let valid = verify_tls13_signature_with_raw_key(message, &spki, dss, &self.algorithms)?;
         let key = HostPublicKey::from_spki(cert).map_err(|_| CertificateError::BadEncoding)?;
-        let verdict = (self.decide)(&key);
+        let verdict = (self.decide)(&key, Shown::Key);
         // The first verdict stands; a connection has one handshake and so one key.
         let (_, verdict) = self.outcome.get_or_init(|| (key, verdict));
         match verdict {
-            Verdict::Accept => Ok(valid),
+            Verdict::Accept | Verdict::Undecided => Ok(valid),
             Verdict::Reject => Err(CertificateError::ApplicationVerificationFailure.into()),
         }
     }

@@ -65,6 +65,7 @@ impl Initiator {
             version: TRANSPORT_VERSION,
             software: software.to_owned(),
             features: Vec::new(),
+            host_certificate: None,
         };
         let client_hello = Bytes::from(json::to_vec(&hello));
         let out = Frame::control(Kind::Hello, client_hello.clone()).to_bytes().to_vec();

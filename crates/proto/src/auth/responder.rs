@@ -9,12 +9,12 @@ use crate::error::Misbehaviour;
 use crate::frame::{Frame, FrameReader, Kind, Phase};
 use crate::json;
 use crate::limits::{
-    AUTH_DEADLINE, PIPELINED_BYTES_MAX, QUERIES_MAX, QUERY_KEYS_MAX, REFUSAL_DELAY,
-    REFUSED_DISCARD_BYTES_MAX,
+    AUTH_DEADLINE, PIPELINED_BYTES_MAX, PREAUTH_PAYLOAD_BYTES_MAX, QUERIES_MAX, QUERY_KEYS_MAX,
+    REFUSAL_DELAY, REFUSED_DISCARD_BYTES_MAX,
 };
 use crate::message::{
     AuthOk, AuthQuery, AuthQueryResult, AuthRefused, AuthRequest, Goodbye, GoodbyeCode, Hello,
-    bounded_message,
+    KeyBytes, bounded_message,
 };
 use crate::time::Instant;
 
@@ -95,6 +95,7 @@ impl Responder {
             version: TRANSPORT_VERSION,
             software: software.to_owned(),
             features: Vec::new(),
+            host_certificate: None,
         };
         let server_hello = Bytes::from(json::to_vec(&hello));
         let out = Frame::control(Kind::Hello, server_hello.clone()).to_bytes().to_vec();
@@ -110,6 +111,24 @@ impl Responder {
             deadline: now.after(AUTH_DEADLINE),
             client_ended: false,
         }
+    }
+
+    /// Adds the certificate of the host key to a hello that has not left yet (`W-4.14`); afterwards
+    /// it does nothing. Of a certificate that makes the hello too large for a frame before
+    /// authentication nothing is said.
+    pub fn present_host_certificate(&mut self, software: &str, certificate: &[u8]) {
+        let hello = Hello {
+            version: TRANSPORT_VERSION,
+            software: software.to_owned(),
+            features: Vec::new(),
+            host_certificate: Some(KeyBytes(certificate.to_vec())),
+        };
+        let server_hello = Bytes::from(json::to_vec(&hello));
+        if self.out.is_empty() || server_hello.len() > PREAUTH_PAYLOAD_BYTES_MAX as usize {
+            return;
+        }
+        self.out = Frame::control(Kind::Hello, server_hello.clone()).to_bytes().to_vec();
+        self.server_hello = server_hello;
     }
 
     /// Takes bytes from the client, in any split.

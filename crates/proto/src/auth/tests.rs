@@ -6,11 +6,12 @@ use super::*;
 use crate::Instant;
 use crate::frame::{Frame, FrameReader, Kind, Phase};
 use crate::json;
-use crate::limits::REFUSAL_DELAY;
-use crate::message::{AuthRequest, Hello};
+use crate::limits::{PREAUTH_PAYLOAD_BYTES_MAX, REFUSAL_DELAY};
+use crate::message::{AuthRequest, Hello, KeyBytes};
 
 fn hello_and_auth(signed: &[u8]) -> Vec<u8> {
-    let hello = Hello { version: 1, software: "test".into(), features: Vec::new() };
+    let hello =
+        Hello { version: 1, software: "test".into(), features: Vec::new(), host_certificate: None };
     let length = u32::try_from(signed.len()).unwrap();
     let auth = [&length.to_be_bytes(), signed, b"signature"].concat();
     let frames = [
@@ -49,6 +50,34 @@ fn a_refusal_is_delivered_to_a_client_that_has_ended_its_side() {
     assert!(responder.is_refused() && responder.wants_input());
     responder.handle_eof();
     assert_eq!(responder.poll_event(), Some(ResponderEvent::RefusalDelivered));
+}
+
+/// The hello that leaves and the one that is signed are the same, with the certificate in it (W-4.14).
+#[test]
+fn a_host_certificate_is_in_the_hello_that_leaves_and_in_the_transcript() {
+    let first_hello = |responder: &mut Responder| {
+        let mut reader = FrameReader::new(Phase::Preauth);
+        reader.push(&responder.take_transmit());
+        reader.next_frame().unwrap().unwrap()
+    };
+    let mut responder = Responder::new("test", Instant::ZERO);
+    responder.present_host_certificate("test", b"a certificate");
+    let frame = first_hello(&mut responder);
+    assert_eq!(responder.hellos().1, &frame.payload[..]);
+    let hello: Hello = json::from_slice(&frame.payload).unwrap();
+    assert_eq!(hello.host_certificate, Some(KeyBytes(b"a certificate".to_vec())));
+    // One that has left is not changed any more, and none is made that is too large to be sent.
+    responder.present_host_certificate("test", b"another");
+    assert_eq!(responder.take_transmit(), b"");
+    assert_eq!(responder.hellos().1, &frame.payload[..]);
+    let mut responder = Responder::new("test", Instant::ZERO);
+    responder.present_host_certificate("test", &[7; PREAUTH_PAYLOAD_BYTES_MAX as usize]);
+    let hello: Hello = json::from_slice(&first_hello(&mut responder).payload).unwrap();
+    assert_eq!(hello.host_certificate, None);
+    // A listener without one says nothing of certificates, as before there were any.
+    let mut responder = Responder::new("test", Instant::ZERO);
+    let text = String::from_utf8(first_hello(&mut responder).payload.to_vec()).unwrap();
+    assert!(!text.contains("certificate"), "{text}");
 }
 
 /// What a user signs may narrow what is granted; who does not understand it must not grant more.

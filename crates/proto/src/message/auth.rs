@@ -15,6 +15,9 @@ pub struct Hello {
     /// Optional features by name.
     #[serde(default)]
     pub features: Vec<String>,
+    /// Of a listener: the OpenSSH certificate of the host key that it has proved (`W-4.14`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_certificate: Option<KeyBytes>,
 }
 
 /// Asks which of these keys would be accepted, before any of them is used (`W-4.4`).
@@ -26,7 +29,7 @@ pub struct AuthQuery {
     pub keys: Vec<KeyBytes>,
 }
 
-/// A public key in SSH's wire encoding.
+/// A public key or certificate in SSH's wire encoding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct KeyBytes(#[serde(with = "base64_bytes")] pub Vec<u8>);

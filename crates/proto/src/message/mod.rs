@@ -8,7 +8,8 @@ mod job;
 mod session;
 
 pub use auth::{
-    AuthOk, AuthQuery, AuthQueryResult, AuthRefused, AuthRequest, Delegate, Hello, Transcript,
+    AuthOk, AuthQuery, AuthQueryResult, AuthRefused, AuthRequest, Delegate, Hello, KeyBytes,
+    Transcript,
 };
 pub use job::{
     Attach, AttachOffset, Attached, AttachedStream, Command, JobHello, JobId, JobIdError, OpenSpec,

@@ -80,7 +80,12 @@ fn of_channel(kind: Kind, flags: u8, channel: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 fn client_hello() -> Hello {
-    Hello { version: 1, software: "afar/0.1.0".into(), features: Vec::new() }
+    Hello {
+        version: 1,
+        software: "afar/0.1.0".into(),
+        features: Vec::new(),
+        host_certificate: None,
+    }
 }
 
 fn server_hello() -> Hello {

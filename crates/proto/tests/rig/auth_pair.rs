@@ -22,7 +22,12 @@ pub(crate) fn request(user: &str) -> AuthRequest {
 
 /// A client's hello as a frame.
 pub(crate) fn hello_frame() -> Vec<u8> {
-    let hello = Hello { version: 1, software: "test/1".into(), features: Vec::new() };
+    let hello = Hello {
+        version: 1,
+        software: "test/1".into(),
+        features: Vec::new(),
+        host_certificate: None,
+    };
     Frame::control(Kind::Hello, json::to_vec(&hello)).to_bytes().to_vec()
 }
 
