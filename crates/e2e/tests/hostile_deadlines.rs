@@ -7,12 +7,11 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use afar_net::accept::{
-    AcceptError, Accepted, Admitted, Gatekeeper, ProvedLogin, TLS_DEADLINE, accept,
-};
+use afar_net::accept::{AcceptError, Accepted, Admitted, Gatekeeper, ProvedLogin, accept};
 use afar_net::agent::Agent;
 use afar_net::clock::Clock;
 use afar_net::host_key::{HostKey, HostKeys};
+use afar_net::limits::TLS_DEADLINE;
 use afar_net::login::{Candidate, Login, LoginError, login};
 use afar_net::signer::{DelegatedKey, Signer};
 use afar_net::tls::{self, ChannelBinding, Established, TlsServer, Verdict};
@@ -208,6 +207,7 @@ fn kinds(frames: &[Frame]) -> Vec<Kind> {
 #[tokio::test(start_paused = true)]
 async fn fault_06_a_silent_connection_is_closed_at_the_deadline() {
     let (elapsed, error) = serve(|socket| async move { hold(&socket).await }).await;
+    // W-9.24
     assert_about(elapsed, TLS_DEADLINE);
     assert!(matches!(error, AcceptError::Tls(_)), "{error}");
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use afar_e2e::raw::{End, Key, Link, RawClient, spec};
 use afar_e2e::{Host, Run};
-use afar_net::accept::TLS_DEADLINE;
+use afar_net::limits::TLS_DEADLINE;
 use afar_proto::frame::Kind;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs as provider};

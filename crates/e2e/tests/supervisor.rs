@@ -25,3 +25,12 @@ fn jobs_have_a_logins_umask_whatever_the_first_one_was_started_with() {
     let host = Host::builder().serve_through(&through).start();
     assert_eq!(host.script("umask").output().success().text().trim_start_matches('0'), "22\n");
 }
+
+#[test]
+fn jobs_have_a_logins_niceness_whatever_the_first_one_was_started_with() {
+    // Whoever may not be less nice again keeps it: as root, or with a limit of 20, one may.
+    let host = Host::builder().serve_through(&["nice", "-n", "5"]).start();
+    let may = rustix::process::geteuid().is_root()
+        || rustix::process::getrlimit(rustix::process::Resource::Nice).current >= Some(20);
+    assert_eq!(host.script("nice").output().success().text(), if may { "0\n" } else { "5\n" });
+}

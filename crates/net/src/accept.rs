@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use afar_proto::auth::{Attempt, AuthError, Responder, ResponderEvent};
 use afar_proto::message::{AuthOk, AuthQuery, Transcript};
@@ -11,18 +10,13 @@ use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use crate::clock::Clock;
+use crate::limits::{GOODBYE_TIMEOUT, TLS_DEADLINE};
 use crate::sshsig::{self, VerifiedKey};
 use crate::tls::{Established, ServerSide, TlsServer};
 use crate::transport::{Read, TlsHandshake, TlsTransport, Transport as _, breach_of_tls};
 
-/// How long a peer may take for TLS's handshake (`W-4.1`). Nobody has to touch anything for that.
-pub const TLS_DEADLINE: Duration = Duration::from_secs(10);
-
 /// What the listener calls itself in its hello.
 const SOFTWARE: &str = concat!("afar/", env!("CARGO_PKG_VERSION"));
-
-/// How long a client that broke the protocol is listened to after it was told so.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Decides who may come in. Its futures run on the listener's thread with all other connections, so
 /// what blocks, such as a user's home on a server that does not answer, is for another thread.

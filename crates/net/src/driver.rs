@@ -4,20 +4,17 @@ use std::collections::VecDeque;
 use std::future::{Future as _, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use afar_proto::{Connection, Event};
 use bytes::Bytes;
 
 use crate::clock::Clock;
+use crate::limits::FINISH_TIMEOUT;
 use crate::transport::{Read, Transport};
 
 /// Bytes that are taken from the connection at a time. What is taken can't be overtaken any more,
 /// so this bounds how long a keystroke waits behind bulk data in this process.
 const TRANSMIT_BYTES: usize = 256 * 1024;
-
-/// How long the last bytes of a connection may take to leave.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection together with the stream of bytes that it runs over, owned by one task.
 ///

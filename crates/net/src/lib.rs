@@ -22,6 +22,7 @@ pub mod identity;
 pub mod key_file;
 #[cfg(test)]
 mod keygen;
+pub mod limits;
 pub mod local;
 pub mod login;
 pub mod public_key;

@@ -16,6 +16,7 @@ use afar_sys::socket::{connect_unix_at_once, peer_credentials};
 use afar_sys::spawn::{SpawnError, SpawnRequest, Stdio, spawn};
 use afar_sys::users::{current_user, effective_uid};
 
+use crate::limits::LOG_BYTES_MAX;
 use crate::paths::{SOCKET_NAME, runtime_dir, state_dir};
 
 /// How often a supervisor is started before giving up: one that ends for idleness just as we come
@@ -30,9 +31,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often is looked whether it does.
 const WINNER_POLL: Duration = Duration::from_millis(2);
-
-/// Size at which a supervisor's log starts anew.
-const LOG_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The variables by which a supervisor that was started from within a job would seem to be part of
 /// that job.

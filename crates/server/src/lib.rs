@@ -7,6 +7,7 @@
 
 pub mod classic;
 pub mod launch;
+pub mod limits;
 pub mod listener;
 pub mod log;
 pub mod paths;

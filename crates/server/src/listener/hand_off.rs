@@ -3,7 +3,6 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::time::Duration;
 
 use afar_core::policy::Grant;
 use afar_net::local;
@@ -13,11 +12,7 @@ use afar_proto::json;
 use afar_proto::message::{Goodbye, GoodbyeCode};
 use tokio::net::UnixStream;
 
-/// How long a client may take to read the goodbye and to end.
-const LINGER: Duration = Duration::from_secs(5);
-
-/// How long a supervisor may take to take a connection. One that has stopped takes none.
-const HAND_OFF_DEADLINE: Duration = Duration::from_secs(10);
+use crate::limits::{HAND_OFF_DEADLINE, LINGER};
 
 /// Hands the connection over; it is none of the listener's business any more then. `rest` is what
 /// the client has sent behind its AUTH.

@@ -28,29 +28,22 @@ use afar_sys::users::{User, current_user, effective_uid};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 
+use crate::limits::{GRANT_DEADLINE, STOP_TIMEOUT};
 use crate::log::Log;
 use crate::paths::{LOCK_NAME, SOCKET_NAME, runtime_dir};
 use conversation::Conversation;
 
 pub use job::{DRAIN_MAX, DRAIN_SILENCE};
 pub use session::{SESSION_IDLE_MAX, SESSION_QUEUE_MAX, SESSIONS_MAX};
-pub use standing::STANDING_INTERVAL;
 
 /// How long a supervisor without connections and jobs stays.
 pub const IDLE_EXIT: Duration = Duration::from_secs(600);
-
-/// How long a process that has connected may take to send its grant.
-const GRANT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Connections that the kernel may hold until they are accepted.
 const BACKLOG: u16 = 1024;
 
 /// How long to wait after accept(2) failed, for whatever is lacking to come back.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-
-/// How long a supervisor that is told to end waits for its jobs: they get TERM, and KILL after a
-/// grace of 5 s unless they asked for another.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The file mode creation mask of jobs, as a login gives it (login.defs(5)).
 const UMASK: u32 = 0o022;
@@ -179,6 +172,9 @@ pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
     };
     // Whoever happens to be first must not choose it for all later jobs.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
+    if let Err(error) = rustix::process::setpriority_process(None, 0) {
+        config.log.info(&format!("jobs have the niceness of whoever started the first: {error}"));
+    }
     let (busy, _) = watch::channel(Counts::default());
     let (stopping, _) = watch::channel(false);
     let supervisor = Rc::new(Supervisor {

@@ -18,11 +18,9 @@ use afar_proto::json::ByteString;
 use afar_sys::users::User;
 use tokio::sync::Semaphore;
 
+use crate::limits::STANDING_INTERVAL;
 use crate::listener::trust::{Refusal, ServerFiles};
 use crate::listener::watched_file::Stamp;
-
-/// How often a connection's grant is held against its files though nothing is asked for.
-pub const STANDING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A file that was changed less than this ago is read, and not judged by its stamp: the change may
 /// have come between the listener's look and our first one, or have the same time as another one.

@@ -126,3 +126,29 @@ async fn an_idle_job_takes_little_memory() {
     assert!(size_of_val(&task) < 256, "{}", size_of_val(&task));
     tokio::task::LocalSet::new().run_until(task).await;
 }
+
+#[tokio::test]
+async fn a_pipe_that_a_daemon_holds_keeps_the_supervisor_and_its_end_lets_it_go() {
+    // Who ended for idleness would close the pipe, and the daemon would meet SIGPIPE.
+    let supervisor = supervisor();
+    let spec = script("sleep 300 2>/dev/null & echo $!");
+    let (started, mut told) = started(&supervisor, &spec);
+    let allowed = Allowance { bytes: 1024, pieces: 16 };
+    for stream in Stream::OUTPUTS {
+        started.commands.send(ToJob::Allow(stream, allowed)).unwrap();
+    }
+    let local = tokio::task::LocalSet::new();
+    local.run_until(started.job.run()).await;
+    assert_eq!(supervisor.busy.borrow().jobs, 1, "its pipe is still drained");
+    let mut pid = Vec::new();
+    while let Ok((_, event)) = told.try_recv() {
+        if let FromJob::Output { bytes, .. } = event {
+            pid.extend_from_slice(&bytes);
+        }
+    }
+    let pid: i32 = String::from_utf8(pid).unwrap().trim().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let mut busy = supervisor.busy.subscribe();
+    local.run_until(busy.wait_for(|counts| *counts == Counts::default())).await.unwrap();
+}
