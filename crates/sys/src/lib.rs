@@ -13,7 +13,9 @@ pub mod boot;
 pub mod child;
 pub mod descriptor_passing;
 mod errno;
+pub mod exec;
 pub mod exec_strings;
+pub mod identity;
 pub mod inherit;
 pub mod memory;
 pub mod pipe;
@@ -24,6 +26,7 @@ pub mod readiness;
 pub mod resolve;
 #[cfg(test)]
 mod rig;
+pub mod shadow;
 pub mod signals;
 pub mod socket;
 pub mod spawn;

@@ -1,7 +1,7 @@
 //! Directories and locks that only this user can touch, planted ones refused.
 
 use rustix::fs::{
-    FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, lstat, mkdir, open, stat,
+    FileType, FlockOperation, Mode, OFlags, Stat, fchmod, flock, fstat, lstat, mkdir, open, stat,
 };
 use rustix::io::Errno;
 use std::io;
@@ -11,6 +11,9 @@ use thiserror::Error;
 
 const GROUP_AND_OTHERS: u32 = 0o077;
 const WRITABLE_BY_OTHERS: u32 = 0o002;
+const WRITABLE_BY_GROUP_AND_OTHERS: u32 = 0o022;
+/// What a directory allows that others may walk through, to what they know the name of.
+const PASSABLE: Mode = Mode::RWXU.union(Mode::XGRP).union(Mode::XOTH);
 const STICKY: u32 = 0o1000;
 /// A lock file that is replaced this often while we try to lock it is replaced on purpose.
 const LOCK_ATTEMPTS_MAX: usize = 8;
@@ -37,6 +40,14 @@ pub enum PrivateDirError {
     /// Its mode allows others something.
     #[error("{path:?} has mode {mode:03o}: others may not have any access")]
     TooOpen {
+        /// The path that was asked for.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Its mode allows others to change what is in it.
+    #[error("{path:?} has mode {mode:03o}: others may not write to it")]
+    Writable {
         /// The path that was asked for.
         path: PathBuf,
         /// Its permission bits.
@@ -80,6 +91,64 @@ pub fn ensure_private_dir(path: &Path) -> Result<OwnedFd, PrivateDirError> {
     };
     check_private(path, &fstat(&directory).map_err(io_error)?)?;
     check_parent(path)?;
+    Ok(directory)
+}
+
+/// Makes sure that `path` is a directory of this user's through which others may walk, but in which
+/// they can neither make nor list nor exchange anything. Its parent must be there; the rest is as with
+/// [`ensure_private_dir`].
+///
+/// # Errors
+/// [`PrivateDirError`].
+pub fn ensure_passable_dir(path: &Path) -> Result<(), PrivateDirError> {
+    let io_error = |error| PrivateDirError::Io { path: path.to_owned(), error };
+    let made = match mkdir(path, PASSABLE) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        Err(error) => return Err(io_error(error)),
+    };
+    let directory = open_owned(path, crate::users::effective_uid())?;
+    if made {
+        // The mask may have taken away what others need.
+        fchmod(&directory, PASSABLE).map_err(io_error)?;
+    }
+    check_parent(path)
+}
+
+/// Whether `path` is a directory in which only `owner` can make or exchange anything. `false` if there
+/// is nothing.
+///
+/// # Errors
+/// [`PrivateDirError`]: it is another's, or others may write to it.
+pub fn is_owned_dir(path: &Path, owner: u32) -> Result<bool, PrivateDirError> {
+    match open_owned(path, owner) {
+        Ok(_) => Ok(true),
+        Err(PrivateDirError::Io { error: Errno::NOENT, .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn open_owned(path: &Path, owner: u32) -> Result<OwnedFd, PrivateDirError> {
+    // With O_PATH no right to read is needed, which a directory to be walked through does not give.
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let read_or_pass =
+        if owner == crate::users::effective_uid() { OFlags::RDONLY } else { OFlags::PATH };
+    let directory = match open(path, flags | read_or_pass, Mode::empty()) {
+        Ok(directory) => directory,
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            return Err(PrivateDirError::NotDirectory { path: path.to_owned() });
+        }
+        Err(error) => return Err(PrivateDirError::Io { path: path.to_owned(), error }),
+    };
+    let found =
+        fstat(&directory).map_err(|error| PrivateDirError::Io { path: path.to_owned(), error })?;
+    if found.st_uid != owner {
+        return Err(PrivateDirError::WrongOwner { path: path.to_owned(), owner: found.st_uid });
+    }
+    let mode = found.st_mode & 0o7777;
+    if mode & WRITABLE_BY_GROUP_AND_OTHERS != 0 {
+        return Err(PrivateDirError::Writable { path: path.to_owned(), mode });
+    }
     Ok(directory)
 }
 
@@ -253,6 +322,51 @@ mod tests {
         assert!(matches!(refused, Err(PrivateDirError::UnsafeParent { .. })), "{refused:?}");
         fs::set_permissions(&parent, Permissions::from_mode(0o1777)).unwrap();
         ensure_private_dir(&parent.join("mine")).unwrap();
+    }
+
+    #[test]
+    fn a_passable_directory_is_made_whatever_the_mask_and_can_be_walked_through() {
+        let root = TempDir::new().unwrap();
+        let path = root.path().join("sockets");
+        assert!(!is_owned_dir(&path, crate::users::effective_uid()).unwrap());
+        ensure_passable_dir(&path).unwrap();
+        assert_eq!(mode_of(&path), 0o711);
+        ensure_passable_dir(&path).unwrap();
+        assert!(is_owned_dir(&path, crate::users::effective_uid()).unwrap());
+        let missing = ensure_passable_dir(&root.path().join("a/b"));
+        assert!(matches!(missing, Err(PrivateDirError::Io { error: Errno::NOENT, .. })));
+    }
+
+    #[test]
+    fn fault_63_a_passable_directory_that_was_planted_or_opened_to_others_is_refused() {
+        let own = crate::users::effective_uid();
+        let root = TempDir::new().unwrap();
+        let path = root.path().join("sockets");
+        fs::create_dir(root.path().join("real")).unwrap();
+        symlink(root.path().join("real"), &path).unwrap();
+        for refused in [ensure_passable_dir(&path), is_owned_dir(&path, own).map(|_| ())] {
+            assert!(matches!(refused, Err(PrivateDirError::NotDirectory { .. })), "{refused:?}");
+        }
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        for mode in [0o731, 0o713, 0o1777] {
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            for refused in [ensure_passable_dir(&path), is_owned_dir(&path, own).map(|_| ())] {
+                assert!(matches!(refused, Err(PrivateDirError::Writable { .. })), "{refused:?}");
+            }
+        }
+        fs::set_permissions(&path, Permissions::from_mode(0o711)).unwrap();
+        let refused = is_owned_dir(&path, own + 1);
+        assert!(matches!(refused, Err(PrivateDirError::WrongOwner { .. })), "{refused:?}");
+        if own == 0 {
+            std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
+            let refused = ensure_passable_dir(&path);
+            let owner = 12345;
+            let Err(PrivateDirError::WrongOwner { owner: found, .. }) = refused else {
+                panic!("{refused:?}");
+            };
+            assert_eq!(found, owner);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Sockets: unix sockets of any path length, who is at the other end, and the options of TCP.
 
 use crate::errno;
-use rustix::fs::{FileType, Mode, OFlags, lstat, open, unlink};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Uid, chownat, fchmod, lstat, open, unlink};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, ipproto, listen,
@@ -72,6 +72,40 @@ pub fn listen_unix(path: &Path, backlog: u16) -> io::Result<UnixListener> {
     bind(&socket, &SocketAddrUnix::new(short.path.as_path())?)?;
     listen(&socket, i32::from(backlog))?;
     Ok(socket.into())
+}
+
+/// Binds a unix socket at `path` that only the user `owner` may connect to, and root; nobody may until
+/// somebody calls [`listen_bound`]. For root, in a directory that nobody else can change.
+///
+/// # Errors
+/// As [`listen_unix`], and those of chown(2).
+pub fn bind_unix_for(path: &Path, owner: u32) -> io::Result<OwnedFd> {
+    let socket = unix_socket()?;
+    let short = ShortPath::of(path)?;
+    // The mode of the file is that of the socket less the mask (unix(7)), which is of all threads.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    bind(&socket, &SocketAddrUnix::new(short.path.as_path())?)?;
+    chownat(CWD, path, Some(Uid::from_raw(owner)), None, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(socket)
+}
+
+/// Listens on a socket that was bound. Whoever connects is told the ids that this process has now, not
+/// those of who has bound it. The socket is blocking.
+///
+/// # Errors
+/// `EINVAL` for one that is not bound, `ENOTSOCK` for what is no socket.
+pub fn listen_bound(socket: OwnedFd, backlog: u16) -> io::Result<UnixListener> {
+    listen(&socket, i32::from(backlog))?;
+    Ok(socket.into())
+}
+
+/// Refuses every connection from now on, as if nobody listened; those that wait to be accepted can
+/// still be. For a socket whose name its listener may not remove.
+///
+/// # Errors
+/// `ENOTCONN` for what does not listen.
+pub fn refuse_connections(listener: impl AsFd) -> io::Result<()> {
+    Ok(rustix::net::shutdown(listener, rustix::net::Shutdown::Read)?)
 }
 
 /// Connects to the unix socket at `path`, however long that is. The socket is blocking, and so is
@@ -289,6 +323,36 @@ mod tests {
             assert_eq!(path.as_os_str().len(), total);
             exchange(&path);
         }
+    }
+
+    #[test]
+    fn a_bound_socket_takes_nobody_until_it_is_listened_on_and_is_its_owners_alone() {
+        use std::os::unix::fs::MetadataExt;
+        let root = TempDir::new().unwrap();
+        let path = root.path().join("s");
+        // Only root can give a file away.
+        let own = crate::users::effective_uid();
+        let owner = if own == 0 { 12345 } else { own };
+        let bound = bind_unix_for(&path, owner).unwrap();
+        let file = std::fs::metadata(&path).unwrap();
+        assert_eq!((file.uid(), file.mode() & 0o777), (owner, 0o600));
+        let early = connect_unix_at_once(&path).unwrap_err();
+        assert_eq!(early.kind(), io::ErrorKind::ConnectionRefused);
+        let listener = listen_bound(bound, 8).unwrap();
+        let client = connect_unix_at_once(&path).unwrap();
+        assert_eq!(peer_credentials(&client).unwrap().uid, own);
+        refuse_connections(&listener).unwrap();
+        let late = connect_unix_at_once(&path).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::ConnectionRefused);
+        // Who came before that is not lost.
+        listener.set_nonblocking(true).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.write_all(b"x").unwrap();
+        drop(server);
+        let mut text = String::new();
+        (&client).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "x");
+        assert!(listener.accept().is_err());
     }
 
     #[test]

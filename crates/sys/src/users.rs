@@ -102,6 +102,43 @@ pub fn groups_of(user: &User) -> io::Result<Vec<u32>> {
     }
 }
 
+/// The name of a group, or `None` if there is none.
+///
+/// May block on the network where the database is a directory service.
+///
+/// # Errors
+/// What getgrgid_r(3) gives.
+pub fn group_name(gid: u32) -> io::Result<Option<OsString>> {
+    let mut buffer: Vec<c_char> = vec![0; BUFFER_BYTES_MIN];
+    loop {
+        let mut entry = MaybeUninit::<libc::group>::uninit();
+        let mut found = std::ptr::null_mut();
+        // SAFETY: all pointers are to writable memory of the right types, and the length is that of
+        // the buffer; all of it outlives the call.
+        let code = unsafe {
+            libc::getgrgid_r(
+                gid,
+                entry.as_mut_ptr(),
+                buffer.as_mut_ptr(),
+                buffer.len(),
+                &raw mut found,
+            )
+        };
+        match code {
+            0 if found.is_null() => return Ok(None),
+            0 => {
+                // SAFETY: on success with a result the call has filled in the entry.
+                let entry = unsafe { entry.assume_init() };
+                return Ok(Some(OsString::from_vec(field(entry.gr_name))));
+            }
+            libc::ERANGE if buffer.len() < BUFFER_BYTES_MAX => buffer.resize(buffer.len() * 2, 0),
+            libc::EINTR => {}
+            libc::ENOENT | libc::ESRCH => return Ok(None),
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
 /// The groups of this process, the primary one not necessarily among them.
 ///
 /// # Errors
@@ -212,6 +249,16 @@ mod tests {
         let root = user_by_uid(0).unwrap().unwrap();
         assert!(groups_of(&root).unwrap().contains(&root.gid));
         assert!(current_groups().unwrap().len() <= GROUPS_MAX);
+    }
+
+    #[test]
+    fn a_group_has_the_name_of_the_group_file() {
+        let file = std::fs::read_to_string("/etc/group").unwrap();
+        let first = file.lines().next().unwrap();
+        let fields: Vec<_> = first.split(':').collect();
+        let gid = fields[2].parse().unwrap();
+        assert_eq!(group_name(gid).unwrap().unwrap(), fields[0]);
+        assert_eq!(group_name(u32::MAX - 7).unwrap(), None);
     }
 
     #[test]

@@ -1,0 +1,143 @@
+//! Becoming another program: exec, with exactly the descriptors that are meant for it.
+
+use crate::errno;
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// The number of the first descriptor that is passed on beside stdin, stdout and stderr.
+const FIRST_PASSED: RawFd = 3;
+
+/// How many may be passed on: as many as [`take_passed`] keeps account of.
+pub const PASSED_MAX: usize = 4;
+
+/// Executes the program that `program` is open on, in the place of this process. It keeps stdin,
+/// stdout, stderr, and has `passed` as 3, 4 and so on; every other descriptor is closed.
+///
+/// The descriptor and not a path is executed, so that it is this very program which runs, and that
+/// it can be run by a user who may not walk to where it lies.
+///
+/// Returns only if it failed. Descriptors from 3 on may then be other ones than before.
+pub fn exec_in_place(
+    program: BorrowedFd<'_>,
+    argv: &[CString],
+    env: &[CString],
+    passed: &[BorrowedFd<'_>],
+) -> Errno {
+    match try_exec(program, argv, env, passed) {
+        Ok(()) => Errno::IO,
+        Err(error) => error,
+    }
+}
+
+fn try_exec(
+    program: BorrowedFd<'_>,
+    argv: &[CString],
+    env: &[CString],
+    passed: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
+    if passed.len() > PASSED_MAX {
+        return Err(Errno::INVAL);
+    }
+    let behind = FIRST_PASSED + RawFd::try_from(passed.len()).map_err(|_| Errno::INVAL)?;
+    // First out of the way of the numbers that they are to have, or one would replace another.
+    let program = clear_of_targets(program, behind)?;
+    let sources =
+        passed.iter().map(|fd| clear_of_targets(*fd, behind)).collect::<Result<Vec<_>, _>>()?;
+    crate::inherit::set_cloexec_on_inherited()
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    for (source, target) in sources.iter().zip(FIRST_PASSED..) {
+        // SAFETY: the source is open; whatever has the number of the target is replaced, and is used
+        // by nobody any more, because this process ends or becomes another program.
+        errno::of_minus_one(unsafe { libc::dup2(source.as_raw_fd(), target) })?;
+    }
+    let (argv, env) = (pointers(argv), pointers(env));
+    let empty: &CStr = c"";
+    // SAFETY: the path is a C string, and the two arrays of C strings end with null; all of it
+    // outlives the call.
+    let code = unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            empty.as_ptr(),
+            argv.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    errno::of_minus_one(c_int::try_from(code).unwrap_or(-1))?;
+    Ok(())
+}
+
+fn clear_of_targets(fd: BorrowedFd<'_>, behind: RawFd) -> Result<OwnedFd, Errno> {
+    fcntl_dupfd_cloexec(fd, behind)
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
+}
+
+/// Takes the descriptor that [`exec_in_place`] has passed as number `3 + index`; it is closed on exec
+/// from now on.
+///
+/// # Errors
+/// `EBADF` if there is none, or it was taken before.
+pub fn take_passed(index: usize) -> Result<OwnedFd, Errno> {
+    static TAKEN: AtomicU8 = AtomicU8::new(0);
+    let number = RawFd::try_from(index).map_err(|_| Errno::BADF)? + FIRST_PASSED;
+    if index >= PASSED_MAX || !crate::inherit::is_fd_open(number) {
+        return Err(Errno::BADF);
+    }
+    let bit = 1_u8 << index;
+    if TAKEN.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: the number is open, and by the account above nobody has taken it from here before. The
+    // caller is the role that was executed with it, before it has opened anything itself.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec_strings::exec_strings;
+    use std::fs::File;
+    use std::io::{Seek, Write};
+
+    fn file_with(text: &str) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file.rewind().unwrap();
+        file
+    }
+
+    #[test]
+    fn the_other_program_has_what_was_passed_and_nothing_else() {
+        let test = "exec::tests::the_other_program_has_what_was_passed_and_nothing_else";
+        // It says in the test's place that it has passed.
+        if !crate::rig::alone(test) {
+            return;
+        }
+        let script = "read a <&3; read b <&4
+            for n in 5 6 7 8 9; do [ -e /proc/$$/fd/$n ] && echo $n is open && exit 1; done
+            [ $a$b = onetwo ] && echo 1 passed";
+        let argv = exec_strings(["sh", "-c", script]).unwrap();
+        let env = exec_strings(["PATH=/bin:/usr/bin"]).unwrap();
+        // What is open on 3 and 4 now is in the way, and one more is not to be passed on.
+        let (one, two) = (file_with("one\n"), file_with("two\n"));
+        let inherited = rustix::io::dup(&one).unwrap();
+        let shell = File::open("/bin/sh").unwrap();
+        let error = exec_in_place(shell.as_fd(), &argv, &env, &[one.as_fd(), two.as_fd()]);
+        drop(inherited);
+        panic!("{error}");
+    }
+
+    #[test]
+    fn what_was_not_passed_can_not_be_taken() {
+        assert_eq!(take_passed(PASSED_MAX).unwrap_err(), Errno::BADF);
+        assert_eq!(take_passed(usize::MAX).unwrap_err(), Errno::BADF);
+    }
+}
