@@ -19,6 +19,7 @@
 //! | [`escape`] | how to show bytes that someone else chose |
 //! | [`hints`] | what to suggest when a program was not found |
 
+pub mod account;
 pub mod authorized_keys;
 pub mod certificate;
 pub mod config;

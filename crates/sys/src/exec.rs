@@ -3,7 +3,7 @@
 use crate::errno;
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// The number of the first descriptor that is passed on beside stdin, stdout and stderr.
@@ -106,6 +106,7 @@ mod tests {
     use crate::exec_strings::exec_strings;
     use std::fs::File;
     use std::io::{Seek, Write};
+    use std::os::fd::AsFd;
 
     fn file_with(text: &str) -> File {
         let mut file = tempfile::tempfile().unwrap();
