@@ -35,6 +35,8 @@ pub(crate) const FOR_TESTS: &[Peer] = &[
     peer("sha256sum", "coreutils"),
     peer("setsid", "util-linux"),
     peer("openssl", "openssl"),
+    peer("setpriv", "util-linux"),
+    peer("useradd", "passwd"),
 ];
 
 /// What the benchmarks run.

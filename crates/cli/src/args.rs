@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use afar_client::{JobId, SessionName};
+use afar_core::account::{PermitRoot, parse_users};
 use afar_core::authorized_keys::{SourceError, SourceList};
 use afar_core::duration;
+use afar_server::launch::SOCKET_DIR;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::console::Verbosity;
@@ -36,7 +38,10 @@ pub(crate) enum Command {
     Man(ManArgs),
     /// Runs one user's jobs; started when it is needed.
     #[command(hide = true)]
-    Supervisor,
+    Supervisor(SupervisorArgs),
+    /// Becomes a user, as root, and then that user's supervisor; started when it is needed.
+    #[command(hide = true)]
+    AsUser(AsUserArgs),
 }
 
 const RUN_EXAMPLES: &str = "\
@@ -170,10 +175,12 @@ pub(crate) struct DemoArgs {
     pub(crate) quiet: bool,
 }
 
-/// Let clients run commands here, as the user who starts this
+/// Let clients run commands here
 ///
-/// Takes the keys of ~/.ssh/authorized_keys, with sshd's options and permission rules, and proves
-/// itself by sshd's host keys where it may read them, else by a key of its own.
+/// As an ordinary user it serves that user; as root every user of this machine whom it authenticates,
+/// each as that user. Takes the keys of the user's ~/.ssh/authorized_keys, with
+/// sshd's options and permission rules, and proves itself by sshd's host keys where it may read them,
+/// else by a key of its own.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -181,6 +188,7 @@ Examples:
   afar serve --listen 0.0.0.0:2327          other machines too
   afar serve --listen 127.0.0.1:0 --ready-file /tmp/afar.addr
   afar serve --classic 127.0.0.1:8080       scripts of the classic protocol too
+  afar serve --allow-groups staff --deny-users 'test*' --permit-root-login no
   afar serve --check                        is the configuration right?
 
 SIGHUP reads the configuration anew; a mistake in it is logged, and the old one stays.")]
@@ -221,6 +229,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) revoked_keys: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub(crate) accounts: AccountArgs,
+
     /// Put no penalties for failed logins on these addresses: addresses, networks (10.0.0.0/8) and
     /// patterns (10.1.*), several by comma, those with ! excepted
     #[arg(long, value_name = "LIST", value_parser = source_list)]
@@ -243,6 +254,65 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     pub(crate) verbosity: VerbosityArgs,
+}
+
+/// Which accounts may come in, as sshd_config(5) has it.
+#[derive(Args, Debug)]
+pub(crate) struct AccountArgs {
+    /// Let only these users in: patterns (dev*), several by comma, with @ and an address or network
+    /// (ann@10.0.0.0/8) if they are to come from there; may be repeated
+    #[arg(long, value_name = "LIST", value_parser = users)]
+    pub(crate) allow_users: Vec<String>,
+
+    /// Do not let these users in, whatever allows them
+    #[arg(long, value_name = "LIST", value_parser = users)]
+    pub(crate) deny_users: Vec<String>,
+
+    /// Let only the members of these groups in: patterns, several by comma; may be repeated
+    #[arg(long, value_name = "LIST")]
+    pub(crate) allow_groups: Vec<String>,
+
+    /// Do not let the members of these groups in, whatever allows them
+    #[arg(long, value_name = "LIST")]
+    pub(crate) deny_groups: Vec<String>,
+
+    /// Let root in: yes, prohibit-password (the same here, and the default), forced-commands-only, or
+    /// no
+    #[arg(long, value_name = "WORD")]
+    pub(crate) permit_root_login: Option<PermitRoot>,
+
+    /// As root, keep the sockets for other users in DIR, in place of /run/afar, where users' own
+    /// commands look for them
+    #[arg(long, value_name = "DIR", default_value = SOCKET_DIR, hide_default_value = true)]
+    pub(crate) socket_dir: PathBuf,
+}
+
+/// Only looks whether it is a list of users.
+fn users(text: &str) -> Result<String, String> {
+    parse_users(text).map(|_| text.to_owned())
+}
+
+/// The supervisor's own arguments.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct SupervisorArgs {
+    /// Listen on the socket that is open as 3, and hold the lock that is open as 4
+    #[arg(long)]
+    pub(crate) passed: bool,
+}
+
+/// Whom to become.
+#[derive(Args, Debug)]
+pub(crate) struct AsUserArgs {
+    /// The user's name
+    pub(crate) name: OsString,
+
+    /// The user's id
+    #[arg(long, value_name = "UID")]
+    pub(crate) uid: u32,
+
+    /// Where the socket is made
+    #[arg(long, value_name = "DIR")]
+    pub(crate) socket_dir: PathBuf,
 }
 
 /// Talk to a server of the classic protocol: a prompt, or one command

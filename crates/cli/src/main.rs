@@ -43,7 +43,8 @@ fn dispatch(argv: Vec<OsString>) -> Exit {
         Command::Config(args) => commands::config::cmd_config(&args),
         Command::Completions(args) => commands::completions::cmd_completions(&args),
         Command::Man(args) => commands::man::cmd_man(&args),
-        Command::Supervisor => commands::supervisor::cmd_supervisor(),
+        Command::Supervisor(args) => commands::supervisor::cmd_supervisor(args),
+        Command::AsUser(args) => commands::as_user::cmd_as_user(args),
     }
 }
 

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use afar_client::{Client, ClientBuilder, Error, Place, SshConfig, Target};
+use afar_core::account::{AccountRules, PermitRoot, parse_groups, parse_users};
 use afar_core::authorized_keys::SourceList;
 use afar_core::config::{Placed, ServeSettings};
 
-use crate::args::{ConnectArgs, ServeArgs};
+use crate::args::{AccountArgs, ConnectArgs, ServeArgs};
 use crate::config::{ConfigFiles, expand};
 use crate::prompt::TerminalPrompt;
 
@@ -203,6 +204,63 @@ pub(crate) struct ServerSettings {
     pub(crate) classic: Settled<Vec<String>>,
     pub(crate) classic_user: Settled<String>,
     pub(crate) dangerously_classic_anywhere: Settled<bool>,
+    pub(crate) accounts: AccountSettings,
+}
+
+/// What counts for accounts.
+#[derive(Debug)]
+pub(crate) struct AccountSettings {
+    pub(crate) allow_users: Settled<Vec<String>>,
+    pub(crate) deny_users: Settled<Vec<String>>,
+    pub(crate) allow_groups: Settled<Vec<String>>,
+    pub(crate) deny_groups: Settled<Vec<String>>,
+    pub(crate) permit_root_login: Settled<PermitRoot>,
+}
+
+impl AccountSettings {
+    fn settle(args: &AccountArgs, config: &ServeSettings) -> Self {
+        let list = |option: &[String], name, config: &Option<Placed<Vec<String>>>| {
+            pick(some(option), name, config.clone(), |list| list)
+        };
+        let (root, configured) = (args.permit_root_login, config.permit_root_login.clone());
+        Self {
+            allow_users: list(&args.allow_users, "--allow-users", &config.allow_users),
+            deny_users: list(&args.deny_users, "--deny-users", &config.deny_users),
+            allow_groups: list(&args.allow_groups, "--allow-groups", &config.allow_groups),
+            deny_groups: list(&args.deny_groups, "--deny-groups", &config.deny_groups),
+            permit_root_login: pick(root, "--permit-root-login", configured, |word| word),
+        }
+    }
+
+    /// The rules that these are.
+    ///
+    /// # Errors
+    /// A list is none, in a text for the user.
+    pub(crate) fn rules(&self) -> Result<AccountRules, String> {
+        let users = |settled: &Settled<Vec<String>>| match settled {
+            None => Ok(Vec::new()),
+            Some((list, source)) => {
+                parse_users(&list.join(",")).map_err(|error| format!("{source}: {error}"))
+            }
+        };
+        let groups = |settled: &Settled<Vec<String>>| {
+            settled.as_ref().map_or_else(Vec::new, |(list, _)| parse_groups(&list.join(",")))
+        };
+        Ok(AccountRules {
+            allow_users: users(&self.allow_users)?,
+            deny_users: users(&self.deny_users)?,
+            allow_groups: groups(&self.allow_groups),
+            deny_groups: groups(&self.deny_groups),
+            permit_root: self
+                .permit_root_login
+                .as_ref()
+                .map_or_else(Default::default, |(word, _)| *word),
+        })
+    }
+}
+
+fn some(list: &[String]) -> Option<Vec<String>> {
+    Some(list.to_vec()).filter(|list| !list.is_empty())
 }
 
 impl ServerSettings {
@@ -212,7 +270,7 @@ impl ServerSettings {
     /// The configuration can't be used: a text for the user.
     pub(crate) fn settle(args: &ServeArgs) -> Result<Self, String> {
         let config = server_config(args.config.as_deref())?;
-        let some = |list: &Vec<String>| Some(list.clone()).filter(|list| !list.is_empty());
+        let accounts = AccountSettings::settle(&args.accounts, &config);
         let host_keys = Some(args.host_key.clone()).filter(|keys| !keys.is_empty());
         let exempt = config.penalty_exempt.map(|found| {
             let list = SourceList::parse(found.value.join(",").as_bytes());
@@ -259,6 +317,7 @@ impl ServerSettings {
                 config.dangerously_classic_anywhere,
                 |anywhere| anywhere,
             ),
+            accounts,
         })
     }
 }

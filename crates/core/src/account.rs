@@ -41,6 +41,19 @@ pub enum PermitRoot {
     No,
 }
 
+impl PermitRoot {
+    /// How it is written.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::ProhibitPassword => "prohibit-password",
+            Self::ForcedCommandsOnly => "forced-commands-only",
+            Self::No => "no",
+        }
+    }
+}
+
 impl FromStr for PermitRoot {
     type Err = String;
 
@@ -389,6 +402,7 @@ mod tests {
             ("no", false, true, true),
         ] {
             let rules = rules(|rules| rules.permit_root = word.parse().unwrap());
+            assert_eq!(rules.permit_root.word() == word, word != "without-password");
             assert_eq!(judge(&rules, "root", &[]).is_ok(), any, "{word}");
             assert_eq!(rules.judge_key(0, &free).is_ok(), free_key, "{word}");
             assert_eq!(rules.judge_key(0, &forced).is_ok(), forced_key, "{word}");

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::account::PermitRoot;
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::pattern::{self, Listed};
 use crate::ssh_config::Place;
@@ -75,6 +76,16 @@ pub struct ServeSettings {
     pub classic_user: Option<Placed<String>>,
     /// Whether the classic protocol may be reached by other machines.
     pub dangerously_classic_anywhere: Option<Placed<bool>>,
+    /// The only users who may come in.
+    pub allow_users: Option<Placed<Vec<String>>>,
+    /// Users who may not.
+    pub deny_users: Option<Placed<Vec<String>>>,
+    /// The only groups whose members may come in.
+    pub allow_groups: Option<Placed<Vec<String>>>,
+    /// Groups whose members may not.
+    pub deny_groups: Option<Placed<Vec<String>>>,
+    /// Whether root may.
+    pub permit_root_login: Option<Placed<PermitRoot>>,
 }
 
 /// A `[host."PATTERN"]` section.
@@ -229,6 +240,7 @@ impl ServeSettings {
         fill!(self, other: listen, host_keys, authorized_keys, trusted_user_ca_keys, revoked_keys);
         fill!(self, other: penalty_exempt, max_unauthenticated, max_unauthenticated_per_address);
         fill!(self, other: classic, classic_user, dangerously_classic_anywhere);
+        fill!(self, other: allow_users, deny_users, allow_groups, deny_groups, permit_root_login);
     }
 }
 

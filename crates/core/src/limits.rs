@@ -108,3 +108,7 @@ pub const PACED_WAIT_MAX: Duration = Duration::from_secs(8);
 /// Addresses of which penalties are remembered; the one with the lowest goes when there are more
 /// (`W-4.11`).
 pub const PENALISED_MAX: usize = 4096;
+
+/// Largest notice in `/etc/nologin` that is told to who may not come in, in bytes; of a larger one only
+/// that it is there (`MESSAGE_BYTES_MAX` of the protocol).
+pub const ACCOUNT_NOTICE_BYTES_MAX: u64 = 1024;

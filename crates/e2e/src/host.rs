@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::account::Account;
 use crate::binary;
 use crate::client::Run;
 use crate::deadline::{DEADLINE, Deadline};
@@ -90,6 +91,12 @@ impl HostBuilder {
         let user = self.home.user().to_owned();
         let words = ["--classic", "127.0.0.1:0", "--classic-user", &user];
         words.into_iter().fold(self, Self::serve_arg)
+    }
+
+    /// Lets other accounts in too, each by its own `authorized_keys`.
+    #[must_use]
+    pub fn serve_accounts(self) -> Self {
+        self.serve_arg("--authorized-keys").serve_arg("%h/.ssh/authorized_keys")
     }
 
     /// A program that executes `afar serve` in its own place, with its arguments: `prlimit`, say.
@@ -200,6 +207,12 @@ impl Host {
     #[must_use]
     pub fn target(&self) -> String {
         self.target_via(self.address)
+    }
+
+    /// The same for another account, of a listener that root runs.
+    #[must_use]
+    pub fn target_of(&self, account: &Account) -> String {
+        format!("{}@{}", account.name(), self.address)
     }
 
     /// The same through a proxy, or whatever else passes bytes on.
@@ -390,7 +403,10 @@ impl Host {
         let listener = self.listener();
         listener.signal(Signal::TERM);
         let _ = listener.wait_until(Deadline::after(DEADLINE));
-        if let Some(supervisor) = self.supervisor() {
+        // Those of other accounts, too, which have their sockets elsewhere.
+        let below = self.reapers.iter().flat_map(Reaper::living).filter(is_supervisor);
+        let below = below.filter_map(|entry| Process::open(entry.pid));
+        for supervisor in self.supervisor().into_iter().chain(below) {
             supervisor.signal(Signal::TERM);
             let _ = supervisor.wait_until(Deadline::after(DEADLINE));
         }
@@ -439,7 +455,7 @@ impl Drop for Host {
 fn is_supervisor(entry: &Entry) -> bool {
     let mut words = entry.command.split(' ');
     let program = words.next().and_then(|program| program.rsplit('/').next());
-    program == Some("afar") && matches!(words.next(), Some("supervisor" | "guardian"))
+    program == Some("afar") && matches!(words.next(), Some("supervisor" | "guardian" | "as-user"))
 }
 
 /// Whether this is the shell of a session, which stays until its supervisor ends: its script is its

@@ -28,6 +28,7 @@
 //!
 //! [`reaper`]: crate::process
 
+mod account;
 mod binary;
 mod client;
 mod deadline;
@@ -42,6 +43,7 @@ mod reaper;
 mod sshd;
 mod terminal;
 
+pub use account::{Account, can_make_accounts};
 pub use binary::afar;
 pub use client::{Output, Run, Running};
 pub use deadline::{DEADLINE, Deadline};

@@ -62,6 +62,16 @@ impl Sshd {
         Self::start_with(&format!("{set}\n{configuration}\n"))
     }
 
+    /// One that lets every account in by its own `authorized_keys`. Only root can run it.
+    ///
+    /// # Panics
+    /// As [`Sshd::start`].
+    #[track_caller]
+    #[must_use]
+    pub fn serving_accounts() -> Self {
+        Self::start_with("AuthorizedKeysFile .ssh/authorized_keys\n")
+    }
+
     /// One with these lines of sshd_config(5), each with its end, before its own: of several values
     /// the first one counts.
     ///
@@ -111,10 +121,16 @@ impl Sshd {
     /// as ssh does.
     #[must_use]
     pub fn ssh(&self, options: &[&str], command: &str) -> Run {
+        self.ssh_as(self.home.user(), options, command)
+    }
+
+    /// The same as another account.
+    #[must_use]
+    pub fn ssh_as(&self, user: &str, options: &[&str], command: &str) -> Run {
         let mut words: Vec<OsString> = vec!["-T".into()];
         words.extend(self.options());
         words.extend(options.iter().map(Into::into));
-        words.push(format!("{}@127.0.0.1", self.home.user()).into());
+        words.push(format!("{user}@127.0.0.1").into());
         words.push(command.into());
         self.home.program("ssh", words)
     }

@@ -10,6 +10,7 @@ pub mod launch;
 pub mod limits;
 pub mod listener;
 pub mod log;
+pub mod monitor;
 pub mod paths;
 pub mod stdio;
 pub mod supervisor;

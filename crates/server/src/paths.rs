@@ -28,6 +28,13 @@ pub fn runtime_dir() -> Result<PathBuf, PrivateDirError> {
     Ok(path)
 }
 
+/// Whether [`runtime_dir`] is where it is for everybody who has not moved it.
+#[must_use]
+pub fn runtime_dir_is_default() -> bool {
+    let login = PathBuf::from(format!("/run/user/{}", effective_uid()));
+    absolute("XDG_RUNTIME_DIR").is_none_or(|base| base == login)
+}
+
 /// Whether a directory is this user's, or is not there yet. Under su the variable is often still that
 /// of the user before, and what we left there would be in that user's way.
 fn is_of(directory: &Path, uid: u32) -> bool {

@@ -161,7 +161,7 @@ fn open_owned(path: &Path, owner: u32) -> Result<OwnedFd, PrivateDirError> {
 /// Those of open(2), `ELOOP` for a symbolic link, `EINVAL` for what is no regular file.
 pub fn try_lock_exclusive(path: &Path) -> io::Result<Option<OwnedFd>> {
     let flags =
-        OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     for _ in 0..LOCK_ATTEMPTS_MAX {
         let file = open(path, flags, Mode::RUSR | Mode::WUSR)?;
         let opened = fstat(&file)?;

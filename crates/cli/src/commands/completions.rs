@@ -41,7 +41,7 @@ mod tests {
             clap_complete::generate(shell, &mut visible(), "afar", &mut script);
             let script = String::from_utf8(script).unwrap();
             assert!(script.contains("--known-hosts") || script.contains("known-hosts"), "{shell}");
-            assert!(!script.contains("supervisor"), "{shell}");
+            assert!(!script.contains("supervisor") && !script.contains("as-user"), "{shell}");
         }
     }
 }

@@ -173,6 +173,13 @@ fn server_rows(file: Option<&Path>) -> Result<Vec<Row>, String> {
     rows.only("classic", config.classic);
     rows.only("classic_user", config.classic_user);
     rows.only("dangerously_classic_anywhere", config.dangerously_classic_anywhere);
+    rows.only("allow_users", config.allow_users);
+    rows.only("deny_users", config.deny_users);
+    rows.only("allow_groups", config.allow_groups);
+    rows.only("deny_groups", config.deny_groups);
+    let root = config.permit_root_login;
+    let root = root.map(|Placed { value, place }| Placed { value: value.word(), place });
+    rows.only("permit_root_login", root);
     Ok(rows.rows)
 }
 

@@ -1,5 +1,6 @@
 //! The subcommands, a file each.
 
+pub(crate) mod as_user;
 pub(crate) mod classic;
 pub(crate) mod completions;
 pub(crate) mod config;

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use afar_client::{CLASSIC_PORT, DEFAULT_PORT};
 use afar_core::doorkeeper::DoorRules;
 use afar_server::classic::ClassicConfig;
-use afar_server::listener::{Ready, ServeConfig, check, check_pattern, serve};
+use afar_server::listener::{Ready, ServeConfig, check, serve};
 use afar_server::log::{Level, Log};
+use afar_server::monitor::check_pattern;
 
 use crate::args::ServeArgs;
 use crate::commands::{executable, with_port};
@@ -76,6 +77,8 @@ fn configure(args: &ServeArgs) -> Result<ServeConfig, String> {
         authorized_keys,
         trusted_user_ca_keys: value(settings.trusted_user_ca_keys),
         revoked_keys: value(settings.revoked_keys),
+        accounts: settings.accounts.rules()?,
+        socket_dir: args.accounts.socket_dir.clone(),
         door,
         classic: ClassicConfig {
             listen: classic.iter().map(|address| with_port(address, CLASSIC_PORT)).collect(),

@@ -2,12 +2,13 @@
 
 use afar_server::supervisor::{SupervisorConfig, run};
 
+use crate::args::SupervisorArgs;
 use crate::console::say;
 use crate::exit::Exit;
 
 /// Runs the supervisor of this user, until it has had nothing to do for a while.
-pub(crate) fn cmd_supervisor() -> Exit {
-    match run(SupervisorConfig::default()) {
+pub(crate) fn cmd_supervisor(args: SupervisorArgs) -> Exit {
+    match run(SupervisorConfig { passed: args.passed, ..SupervisorConfig::default() }) {
         Ok(()) => Exit::Status(0),
         Err(error) => {
             say(&format!("supervisor: {error}"));

@@ -50,6 +50,11 @@ pub const SERVE_KEYS: &[KeyInfo] = &[
     key("classic", "--classic", "none"),
     key("classic_user", "--classic-user", "the user who runs the server"),
     key("dangerously_classic_anywhere", "--dangerously-classic-anywhere", "false"),
+    key("allow_users", "--allow-users", "all"),
+    key("deny_users", "--deny-users", "none"),
+    key("allow_groups", "--allow-groups", "all"),
+    key("deny_groups", "--deny-groups", "none"),
+    key("permit_root_login", "--permit-root-login", "prohibit-password"),
 ];
 
 /// The sections.

@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::keys::{CLIENT_KEYS, KeyInfo, SECTIONS, SERVE_KEYS, meant};
 use super::{ClientSettings, ConfigError, ConfigFile, HostSection, Placed, Problem, ServeSettings};
+use crate::account::{PermitRoot, parse_users};
 use crate::authorized_keys::SourceList;
 use crate::duration;
 use crate::escape::escape_bounded;
@@ -158,6 +159,13 @@ impl<'a> Reader<'a> {
                 "dangerously_classic_anywhere" => {
                     settings.dangerously_classic_anywhere = Some(self.flag(key, value)?);
                 }
+                "allow_users" => settings.allow_users = Some(self.users(key, value)?),
+                "deny_users" => settings.deny_users = Some(self.users(key, value)?),
+                "allow_groups" => settings.allow_groups = Some(self.texts(key, value)?),
+                "deny_groups" => settings.deny_groups = Some(self.texts(key, value)?),
+                "permit_root_login" => {
+                    settings.permit_root_login = Some(self.permit_root(key, value)?);
+                }
                 _ => return Err(self.unknown(key, "[serve]", names(SERVE_KEYS))),
             }
         }
@@ -258,6 +266,22 @@ impl<'a> Reader<'a> {
     ) -> Result<Placed<Vec<String>>, ConfigError> {
         let wanted = "a list of addresses, networks (\"10.0.0.0/8\") and patterns (\"10.1.*\")";
         self.list(key, value, wanted, |text| SourceList::parse(text.as_bytes()).is_ok())
+    }
+
+    fn users(&self, key: &Key<'_>, value: &Value<'_>) -> Result<Placed<Vec<String>>, ConfigError> {
+        let wanted = "a list of users (\"ann\", \"dev*\"), with an address or network if they are to \
+                      come from there (\"ann@10.0.0.0/8\")";
+        self.list(key, value, wanted, |text| parse_users(text).is_ok())
+    }
+
+    fn permit_root(
+        &self,
+        key: &Key<'_>,
+        value: &Value<'_>,
+    ) -> Result<Placed<PermitRoot>, ConfigError> {
+        let wanted = "\"yes\", \"prohibit-password\", \"forced-commands-only\" or \"no\"";
+        let word = value.get_ref().as_str().and_then(|word| word.parse().ok());
+        Ok(self.placed(value, word.ok_or_else(|| self.wrong(key, value, wanted))?))
     }
 
     fn variables(&self, table: &DeTable<'_>) -> Result<Vec<(String, Placed<String>)>, ConfigError> {

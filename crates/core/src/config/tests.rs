@@ -39,6 +39,11 @@ max_unauthenticated_per_address = 10
 classic = ["127.0.0.1"]
 classic_user = "nobody"
 dangerously_classic_anywhere = false
+allow_users = ["ann@10.0.0.0/8", "dev*"]
+deny_users = ["test"]
+allow_groups = ["staff"]
+deny_groups = ["guests"]
+permit_root_login = "no"
 "#;
 
 #[test]
@@ -70,6 +75,11 @@ fn every_key_is_read_with_its_place() {
     assert_eq!(serve.classic_user.unwrap().value, "nobody");
     assert!(!serve.dangerously_classic_anywhere.unwrap().value);
     assert_eq!(serve.penalty_exempt.unwrap().value, ["10.0.0.0/8", "192.0.2.*"]);
+    assert_eq!(serve.allow_users.unwrap().value, ["ann@10.0.0.0/8", "dev*"]);
+    assert_eq!(serve.deny_users.unwrap().value, ["test"]);
+    assert_eq!(serve.allow_groups.unwrap().value, ["staff"]);
+    assert_eq!(serve.deny_groups.unwrap().value, ["guests"]);
+    assert_eq!(serve.permit_root_login.unwrap().value, PermitRoot::No);
 }
 
 #[test]
@@ -185,6 +195,9 @@ fn a_value_that_is_none_is_told_with_what_is_wanted() {
         ("[serve]\npenalty_exempt = [\"10.0.0.0/99\"]", "2: penalty_exempt is a list of addresses"),
         ("[serve]\nmax_unauthenticated = 513", "2: max_unauthenticated is a number from 1 to 512"),
         ("[serve]\nmax_unauthenticated = 0", "2: max_unauthenticated is a number from 1"),
+        ("[serve]\nallow_users = [\"ann@bad.example\"]", "2: allow_users is a list of users"),
+        ("[serve]\ndeny_groups = \"x\"", "2: deny_groups is a list"),
+        ("[serve]\npermit_root_login = true", "2: permit_root_login is \"yes\""),
         ("defaults = 1", "1: defaults is a table"),
         ("[defaults]\n[defaults]", "2: "),
         ("[defaults]\nport = ", "2: "),

@@ -62,7 +62,7 @@ impl Shell {
         let driver = match &mut self.driver {
             Some(driver) => driver,
             None => {
-                let supervisor = connect_supervisor(&self.shared)
+                let supervisor = connect_supervisor(&self.shared, &self.grant)
                     .await
                     .map_err(|error| format!("the command was not started: {error}"))?;
                 let transport = UnixTransport::new(supervisor);

@@ -1,21 +1,19 @@
 //! Who may come in: users, their keys, and the ephemeral keys that accepted keys vouched for.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::net::IpAddr;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use afar_core::diagnostic::Diagnostics;
 use afar_core::key::PublicKeyBlob;
 use afar_core::policy::{Basis, Grant, GrantKind, Restrictions};
 use afar_net::accept::{Admitted, Gatekeeper, ProvedLogin};
-use afar_sys::users::User;
 
 use super::trust::{AcceptedKeys, Refusal, ServerFiles, check_token, describe};
 use crate::log::Log;
+use crate::monitor::Monitor;
 
 /// For how long an ephemeral key may stand in for the key that vouched for it.
 pub const DELEGATION_LIFETIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -26,18 +24,25 @@ pub const DELEGATIONS_MAX: usize = 4096;
 /// How long reading a user's files of keys may take. The client has a minute in all (`W-9.13`).
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The gate of a listener that serves the user who runs it.
+/// Reads of one user's files of keys that may be under way at once. One that never ends holds a thread.
+const READS_PER_USER_MAX: usize = 16;
+
+/// The gate of a listener.
 #[derive(Debug)]
 pub(super) struct Gate {
-    user: User,
-    authorized_keys: Vec<String>,
+    monitor: Arc<Monitor>,
     server_files: Arc<ServerFiles>,
     /// Shared with the gate that follows this one.
-    delegations: Arc<Mutex<BTreeMap<Vec<u8>, Delegation>>>,
+    delegations: Arc<Mutex<BTreeMap<Delegated, Delegation>>>,
+    /// Shared likewise: what does not end goes on.
+    reads: Reads,
     /// What was last remarked on a file, if anything.
     remarks: Mutex<BTreeMap<PathBuf, Diagnostics>>,
     log: Log,
 }
+
+/// A user and an ephemeral key that may stand in for one of that user's keys.
+type Delegated = (String, Vec<u8>);
 
 /// What an ephemeral key stands in for. Its grant is looked up anew whenever it is used, so that a
 /// key that was removed takes its ephemeral keys with it.
@@ -47,27 +52,62 @@ struct Delegation {
     until: Instant,
 }
 
-/// What lets a key in.
+/// A key that may come in.
 struct Found {
     kind: GrantKind,
-    /// The key, or the one which vouched for it.
+    /// The key whose line it is.
     key: PublicKeyBlob,
+    uid: u32,
     restrictions: Restrictions,
     basis: Basis,
 }
 
+/// How many reads of each user's files are under way.
+#[derive(Clone, Debug, Default)]
+struct Reads(Arc<Mutex<BTreeMap<String, usize>>>);
+
+/// One of them, counted until this is dropped.
+struct Reading {
+    reads: Reads,
+    user: String,
+}
+
+impl Reads {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+        // The map is whole after every statement, so a panic elsewhere leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, user: &str) -> Option<Reading> {
+        let mut reads = self.lock();
+        let count = reads.entry(user.to_owned()).or_default();
+        if *count >= READS_PER_USER_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Reading { reads: self.clone(), user: user.to_owned() })
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut reads = self.reads.lock();
+        if let Some(count) = reads.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                reads.remove(&self.user);
+            }
+        }
+    }
+}
+
 impl Gate {
-    pub(super) fn new(
-        user: User,
-        authorized_keys: Vec<String>,
-        server_files: ServerFiles,
-        log: Log,
-    ) -> Self {
+    pub(super) fn new(monitor: Arc<Monitor>, server_files: ServerFiles, log: Log) -> Self {
         Self {
-            user,
-            authorized_keys,
+            monitor,
             server_files: Arc::new(server_files),
             delegations: Arc::default(),
+            reads: Reads::default(),
             remarks: Mutex::default(),
             log,
         }
@@ -76,23 +116,23 @@ impl Gate {
     /// Takes the place of another gate: who was vouched for there is so here, under this one's rules.
     pub(super) fn succeed(&mut self, before: &Self) {
         self.delegations = Arc::clone(&before.delegations);
+        self.reads = before.reads.clone();
     }
 
     /// Reads what decides about the user's keys, each file once, whatever it is then asked; on a
-    /// thread of its own, because a home may be on a server that does not answer.
-    async fn read_files(&self, user: &str) -> Result<AcceptedKeys, Refusal> {
-        if OsStr::new(user) != self.user.name {
-            return Err("this server serves only the user who runs it".to_owned());
-        }
-        let paths: Vec<PathBuf> =
-            self.authorized_keys.iter().map(|pattern| expand(pattern, &self.user)).collect();
-        let (user, server_files) = (self.user.clone(), Arc::clone(&self.server_files));
-        let read = tokio::task::spawn_blocking(move || server_files.accepted_keys(&user, paths));
+    /// thread of its own, because a home may be on a server that does not answer. What then stays
+    /// behind is counted, so that one user's home does not take all threads.
+    async fn read_files(&self, user: &str, source: IpAddr) -> Result<AcceptedKeys, Refusal> {
+        let reading = self.reads.begin(user);
+        let reading = reading.ok_or("the user's files of keys are being read too often")?;
+        let (monitor, name) = (Arc::clone(&self.monitor), user.to_owned());
+        let server_files = Arc::clone(&self.server_files);
+        let read = tokio::task::spawn_blocking(move || {
+            let _reading = reading;
+            monitor.keys(&name, source).map(|account| server_files.accepted_keys(account))
+        });
         match tokio::time::timeout(READ_TIMEOUT, read).await {
-            Ok(Ok(accepted)) => {
-                self.log_remarks(&accepted);
-                Ok(accepted)
-            }
+            Ok(Ok(accepted)) => accepted.inspect(|accepted| self.log_remarks(accepted)),
             Ok(Err(error)) => Err(format!("the files of keys could not be read: {error}")),
             Err(_) => Err("reading the files of keys took too long".to_owned()),
         }
@@ -107,20 +147,23 @@ impl Gate {
         key: &PublicKeyBlob,
         source: IpAddr,
     ) -> Result<Found, Refusal> {
-        let accepted = self.read_files(user).await?;
-        let found = |kind, key: PublicKeyBlob, restrictions| {
+        let accepted = self.read_files(user, source).await?;
+        let uid = accepted.uid();
+        let found = |kind, key: PublicKeyBlob, restrictions: Restrictions| {
+            let judged = self.monitor.rules().judge_key(uid, &restrictions);
+            judged.map_err(|refused| refused.to_string())?;
             let basis = accepted.basis(&key);
-            Found { kind, key, restrictions, basis }
+            Ok(Found { kind, key, uid, restrictions, basis })
         };
         let refusal = match accepted.judge(key, source) {
-            Ok(restrictions) => return Ok(found(GrantKind::Key, key.clone(), restrictions)),
+            Ok(restrictions) => return found(GrantKind::Key, key.clone(), restrictions),
             Err(refusal) => refusal,
         };
-        let delegator = self.delegator(key.as_bytes()).ok_or(refusal)?;
+        let delegator = self.delegator(user, key.as_bytes()).ok_or(refusal)?;
         let restrictions = accepted
             .judge(&delegator, source)
             .map_err(|refusal| format!("{} vouched for it: {refusal}", describe(&delegator)))?;
-        Ok(found(GrantKind::Delegated, delegator, restrictions))
+        found(GrantKind::Delegated, delegator, restrictions)
     }
 
     /// Says what there is to remark on the files, once for each change of what that is.
@@ -145,37 +188,44 @@ impl Gate {
         }
     }
 
-    fn delegations(&self) -> std::sync::MutexGuard<'_, BTreeMap<Vec<u8>, Delegation>> {
+    fn delegations(&self) -> MutexGuard<'_, BTreeMap<Delegated, Delegation>> {
         // The map is whole after every statement, so a panic elsewhere leaves nothing half done.
         self.delegations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The key that vouched for this ephemeral one.
-    fn delegator(&self, key: &[u8]) -> Option<PublicKeyBlob> {
+    fn delegator(&self, user: &str, key: &[u8]) -> Option<PublicKeyBlob> {
         let now = Instant::now();
         let mut delegations = self.delegations();
         delegations.retain(|_, delegation| delegation.until > now);
-        delegations.get(key).map(|delegation| delegation.key.clone())
+        let delegated = (user.to_owned(), key.to_vec());
+        delegations.get(&delegated).map(|delegation| delegation.key.clone())
     }
 
-    fn delegate(&self, ephemeral: &[u8], lifetime_s: u32, key: &PublicKeyBlob) -> Option<u32> {
+    fn delegate(
+        &self,
+        user: &str,
+        (ephemeral, lifetime_s): (&[u8], u32),
+        key: &PublicKeyBlob,
+    ) -> Option<u32> {
         let ephemeral = PublicKeyBlob::from_wire(ephemeral.to_vec()).ok()?;
         if ephemeral.algorithm() != "ssh-ed25519" || lifetime_s == 0 {
             return None;
         }
+        let delegated = (user.to_owned(), ephemeral.into_bytes());
         let lifetime = Duration::from_secs(lifetime_s.into()).min(DELEGATION_LIFETIME_MAX);
         let until = Instant::now() + lifetime;
         let mut delegations = self.delegations();
         // Nobody has proved to hold the ephemeral key: one that another key vouched for stays that
         // one's, or a restricted key could put its own restrictions on it.
-        if delegations.get(ephemeral.as_bytes()).is_some_and(|found| found.key != *key) {
+        if delegations.get(&delegated).is_some_and(|found| found.key != *key) {
             return None;
         }
         if delegations.len() >= DELEGATIONS_MAX {
             let first = delegations.iter().min_by_key(|(_, d)| d.until).map(|(k, _)| k.clone());
             first.and_then(|first| delegations.remove(&first));
         }
-        delegations.insert(ephemeral.into_bytes(), Delegation { key: key.clone(), until });
+        delegations.insert(delegated, Delegation { key: key.clone(), until });
         u32::try_from(lifetime.as_secs()).ok()
     }
 }
@@ -184,7 +234,7 @@ impl Gatekeeper for Gate {
     type Grant = Grant;
 
     async fn first_accepted(&self, user: &str, keys: &[&[u8]], source: IpAddr) -> Option<usize> {
-        let accepted = match self.read_files(user).await {
+        let accepted = match self.read_files(user, source).await {
             Ok(accepted) => accepted,
             Err(reason) => {
                 self.log.info(&format!("{source}: no key is accepted: {reason}"));
@@ -195,7 +245,7 @@ impl Gatekeeper for Gate {
             let Ok(key) = PublicKeyBlob::from_wire(key.to_vec()) else { return false };
             let Err(reason) = accepted.judge(&key, source) else { return true };
             if self
-                .delegator(key.as_bytes())
+                .delegator(user, key.as_bytes())
                 .is_some_and(|key| accepted.judge(&key, source).is_ok())
             {
                 return true;
@@ -220,18 +270,16 @@ impl Gatekeeper for Gate {
             Ok(found)
         });
         match found {
-            Ok(Found { kind, key, restrictions, basis }) => {
+            Ok(Found { kind, key, uid, restrictions, basis }) => {
                 let delegate_lifetime_s = match (kind, login.delegate) {
                     // An ephemeral key vouches for no other one, or it would never end.
-                    (GrantKind::Key, Some((ephemeral, lifetime_s))) => {
-                        self.delegate(ephemeral, lifetime_s, &key)
-                    }
+                    (GrantKind::Key, Some(wanted)) => self.delegate(login.user, wanted, &key),
                     _ => None,
                 };
                 let grant = Grant {
                     kind,
                     user: login.user.into(),
-                    uid: self.user.uid,
+                    uid,
                     key_fingerprint: Some(key.fingerprint()),
                     source_address: Some(source),
                     restrictions,
@@ -248,49 +296,14 @@ impl Gatekeeper for Gate {
     }
 }
 
-/// The path that `AuthorizedKeysFile` (sshd_config(5)) would mean by this: `%h` is the home, `%u`
-/// the name, `%%` a percent sign, and what is relative is relative to the home.
-fn expand(pattern: &str, user: &User) -> PathBuf {
-    let mut path = Vec::new();
-    let mut rest = pattern.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            path.push(byte);
-            continue;
-        }
-        match rest.next() {
-            Some(b'h') => path.extend_from_slice(user.home.as_os_str().as_bytes()),
-            Some(b'u') => path.extend_from_slice(user.name.as_bytes()),
-            Some(b'%') => path.push(b'%'),
-            other => path.extend(std::iter::once(b'%').chain(other)),
-        }
-    }
-    user.home.join(OsStr::from_bytes(&path))
-}
-
-/// Whether a pattern for authorized_keys holds only the tokens that are known.
-///
-/// # Errors
-/// The token that is not.
-pub fn check_pattern(pattern: &str) -> Result<(), String> {
-    let mut rest = pattern.chars();
-    while let Some(character) = rest.next() {
-        if character == '%' {
-            match rest.next() {
-                Some('h' | 'u' | '%') => {}
-                Some(other) => return Err(format!("%{other}")),
-                None => return Err("%".to_owned()),
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use afar_core::account::AccountRules;
+    use afar_sys::users::User;
 
     use super::*;
+    use crate::launch::Launcher;
+    use crate::monitor::MonitorConfig;
 
     fn user() -> User {
         User {
@@ -303,39 +316,58 @@ mod tests {
         }
     }
 
-    fn gate(user: User, authorized_keys: Vec<String>) -> Gate {
-        Gate::new(user, authorized_keys, ServerFiles::default(), Log::default())
-    }
-
-    #[test]
-    fn patterns_expand_as_in_sshd() {
-        let user = user();
-        assert_eq!(
-            expand("%h/.ssh/authorized_keys", &user),
-            Path::new("/home/ann/.ssh/authorized_keys")
-        );
-        assert_eq!(expand(".ssh/keys", &user), Path::new("/home/ann/.ssh/keys"));
-        assert_eq!(expand("/etc/keys/%u%%", &user), Path::new("/etc/keys/ann%"));
-        assert_eq!(check_pattern("%h/%u/%%"), Ok(()));
-        assert_eq!(check_pattern("%x"), Err("%x".to_owned()));
-        assert_eq!(check_pattern("a%"), Err("%".to_owned()));
-    }
-
     #[test]
     fn an_ephemeral_key_stands_in_for_its_key_for_a_bounded_time_only() {
-        let gate = gate(user(), Vec::new());
+        let gate = gate(user(), &[]);
         let blob = |byte: u8| {
             let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
             wire.extend([byte; 32]);
             PublicKeyBlob::from_wire(wire).unwrap()
         };
         let (key, ephemeral) = (blob(1), blob(2));
-        assert_eq!(gate.delegator(ephemeral.as_bytes()), None);
+        assert_eq!(gate.delegator("ann", ephemeral.as_bytes()), None);
         let day = u32::try_from(DELEGATION_LIFETIME_MAX.as_secs()).unwrap();
-        assert_eq!(gate.delegate(ephemeral.as_bytes(), u32::MAX, &key), Some(day));
-        assert_eq!(gate.delegator(ephemeral.as_bytes()), Some(key.clone()));
-        assert_eq!(gate.delegate(ephemeral.as_bytes(), 0, &key), None);
-        assert_eq!(gate.delegate(b"no key", 60, &key), None);
+        assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), u32::MAX), &key), Some(day));
+        assert_eq!(gate.delegator("ann", ephemeral.as_bytes()), Some(key.clone()));
+        assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 0), &key), None);
+        assert_eq!(gate.delegate("ann", (b"no key", 60), &key), None);
+    }
+
+    fn gate(own: User, authorized_keys: &[&str]) -> Gate {
+        let config = MonitorConfig {
+            rules: AccountRules::default(),
+            authorized_keys: authorized_keys.iter().map(|path| (*path).to_owned()).collect(),
+            launcher: Launcher::new("/nonexistent/afar".into()),
+        };
+        let monitor = Arc::new(Monitor::new(own, config));
+        Gate::new(monitor, ServerFiles::default(), Log::default())
+    }
+
+    #[test]
+    fn one_users_home_takes_only_so_many_threads() {
+        let reads = Reads::default();
+        let mut under_way: Vec<_> =
+            (0..READS_PER_USER_MAX).map(|_| reads.begin("ann").unwrap()).collect();
+        assert!(reads.begin("ann").is_none());
+        let bob = reads.begin("bob").unwrap();
+        under_way.pop();
+        assert!(reads.begin("ann").is_some());
+        drop((under_way, bob));
+        assert!(reads.lock().is_empty());
+    }
+
+    #[test]
+    fn an_ephemeral_key_is_good_for_the_user_whose_key_vouched_for_it_only() {
+        let gate = gate(user(), &[]);
+        let blob = |byte: u8| {
+            let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
+            wire.extend([byte; 32]);
+            PublicKeyBlob::from_wire(wire).unwrap()
+        };
+        let (key, ephemeral) = (blob(1), blob(2));
+        assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 60), &key), Some(60));
+        assert_eq!(gate.delegator("bob", ephemeral.as_bytes()), None);
+        assert_eq!(gate.delegator("ann", ephemeral.as_bytes()), Some(key));
     }
 
     /// A key's blob, and a proof of it: the only way to a [`ProvedLogin`] is a signature.
@@ -358,7 +390,7 @@ mod tests {
         std::fs::write(home.path().join("keys"), lines).unwrap();
         let me =
             User { home: home.path().to_owned(), uid: afar_sys::users::effective_uid(), ..user() };
-        let gate = gate(me, vec!["keys".to_owned()]);
+        let gate = gate(me, &["keys"]);
         let source = "127.0.0.1:1".parse().unwrap();
         let delegate = Some((free.blob().as_bytes(), 60));
         let login = ProvedLogin { user: "ann", key: &restricted, source, delegate };
@@ -371,27 +403,27 @@ mod tests {
 
     #[test]
     fn an_ephemeral_key_stays_that_of_the_key_which_vouched_for_it_first() {
-        let gate = gate(user(), Vec::new());
+        let gate = gate(user(), &[]);
         let blob = |byte: u8| {
             let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
             wire.extend([byte; 32]);
             PublicKeyBlob::from_wire(wire).unwrap()
         };
         let (first, second, ephemeral) = (blob(1), blob(2), blob(3));
-        assert_eq!(gate.delegate(ephemeral.as_bytes(), 60, &first), Some(60));
-        assert_eq!(gate.delegate(ephemeral.as_bytes(), 60, &second), None);
-        assert_eq!(gate.delegate(ephemeral.as_bytes(), 90, &first), Some(90));
-        assert_eq!(gate.delegator(ephemeral.as_bytes()), Some(first));
+        assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 60), &first), Some(60));
+        assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 60), &second), None);
+        assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 90), &first), Some(90));
+        assert_eq!(gate.delegator("ann", ephemeral.as_bytes()), Some(first));
     }
 
     #[test]
     fn ephemeral_keys_are_bounded_in_number() {
-        let gate = gate(user(), Vec::new());
+        let gate = gate(user(), &[]);
         for number in 0..=u32::try_from(DELEGATIONS_MAX).unwrap() {
             let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
             wire.extend(number.to_be_bytes().repeat(8));
             let key = PublicKeyBlob::from_wire(wire).unwrap();
-            assert!(gate.delegate(key.as_bytes(), 60, &key).is_some());
+            assert!(gate.delegate("ann", (key.as_bytes(), 60), &key).is_some());
         }
         assert_eq!(gate.delegations().len(), DELEGATIONS_MAX);
     }

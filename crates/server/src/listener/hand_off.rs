@@ -29,13 +29,10 @@ pub(super) async fn hand_off(
         .await?
 }
 
-/// Tells an authenticated client that there is no supervisor for it. What it has sent is thrown
+/// Tells an authenticated client why there is no supervisor for it. What it has sent is thrown
 /// away: none of it was started.
-pub(super) async fn turn_away(mut client: TlsTransport) {
-    let goodbye = Goodbye {
-        code: GoodbyeCode::Unavailable,
-        message: "the server could not start the supervisor; its log says why".to_owned(),
-    };
+pub(super) async fn turn_away(mut client: TlsTransport, message: String) {
+    let goodbye = Goodbye { code: GoodbyeCode::Unavailable, message };
     let frame = Frame::control(Kind::Goodbye, json::to_vec(&goodbye)).to_bytes();
     let told = async {
         client.buffer(&frame)?;

@@ -14,15 +14,26 @@ use tokio::signal::unix::Signal;
 use super::gate::Gate;
 use super::trust::ServerFiles;
 use super::{ServeConfig, ServeError, Shared, classic_of, ready, serving_user};
+use crate::launch::Launcher;
+use crate::monitor::{Monitor, MonitorConfig};
 use crate::paths::state_dir;
 
 /// Reads the configuration anew; the error is a text for the log.
 pub type Reload = dyn Fn() -> Result<ServeConfig, String> + Send + Sync;
 
+/// What no configuration changes while the listener runs.
+pub(super) struct Own {
+    /// Who runs it.
+    pub(super) user: User,
+    /// How it reaches supervisors.
+    pub(super) launcher: Launcher,
+}
+
 /// What a connection is let in by. One that has begun keeps that which it began with.
 pub(super) struct Live {
     pub(super) tls: TlsServer,
     pub(super) gate: Gate,
+    pub(super) monitor: Arc<Monitor>,
 }
 
 /// What was found out by the way.
@@ -35,25 +46,31 @@ impl Live {
     /// Reads every file that the configuration names. `before` is that which this is to follow.
     pub(super) fn load(
         config: &ServeConfig,
-        user: &User,
+        own: &Own,
         before: Option<&Self>,
     ) -> Result<(Self, Found), ServeError> {
         let files = server_files(config)?;
         let Discovered { keys, skipped, created } = discover(&HostKeySearch {
             configured: &config.host_keys,
             system_dir: SYSTEM_DIR.as_ref(),
-            state_dir: &state_dir(&user.home),
+            state_dir: &state_dir(&own.user.home),
         })?;
         for error in skipped {
             config.log.info(&format!("host key left out: {error}"));
         }
         let tls = TlsServer::new(&keys)?;
         let host_keys = keys.iter().map(|key| key.public().clone()).collect();
-        let mut gate = Gate::new(user.clone(), config.authorized_keys.clone(), files, config.log);
+        let monitor = MonitorConfig {
+            rules: config.accounts.clone(),
+            authorized_keys: config.authorized_keys.clone(),
+            launcher: own.launcher.clone(),
+        };
+        let monitor = Arc::new(Monitor::new(own.user.clone(), monitor));
+        let mut gate = Gate::new(Arc::clone(&monitor), files, config.log);
         if let Some(before) = before {
             gate.succeed(&before.gate);
         }
-        Ok((Self { tls, gate }, Found { host_keys, created }))
+        Ok((Self { tls, gate, monitor }, Found { host_keys, created }))
     }
 }
 
@@ -119,7 +136,7 @@ fn reload_now(reload: &Reload, shared: &Shared, listen: &[String]) {
     ready::notify_reloading();
     let before = shared.current.get();
     let loaded = reload().and_then(|config| {
-        let live = Live::load(&config, &shared.user, Some(&before));
+        let live = Live::load(&config, &shared.own, Some(&before));
         live.map(|(live, _)| (config, live)).map_err(|error| error.to_string())
     });
     match loaded {

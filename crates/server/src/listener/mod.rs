@@ -11,13 +11,17 @@ mod ready;
 pub(crate) mod trust;
 pub(crate) mod watched_file;
 
+use std::ffi::OsStr;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use afar_core::account::AccountRules;
 use afar_core::doorkeeper::DoorRules;
+use afar_core::policy::Grant;
 use afar_net::accept::{Accepted, accept};
 use afar_net::clock::Clock;
 use afar_net::files::FileError;
@@ -32,14 +36,14 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
 use crate::classic::{self, Classic, ClassicConfig, ClassicError};
-use crate::launch;
+use crate::launch::{LaunchError, Launcher};
 use crate::log::Log;
 use crate::paths::state_dir;
 use door::Door;
 
-use live::{Current, Found, Live};
+use live::{Current, Found, Live, Own};
 
-pub use gate::{DELEGATION_LIFETIME_MAX, DELEGATIONS_MAX, check_pattern};
+pub use gate::{DELEGATION_LIFETIME_MAX, DELEGATIONS_MAX};
 pub use live::{Reload, check};
 
 /// Connections that the kernel may hold until they are accepted.
@@ -61,6 +65,9 @@ const KEEPALIVE: Keepalive = Keepalive {
 /// away, and asking again at once would only burn the processor.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
+/// What a client is told that was let in, and for which there is no supervisor.
+const NO_SUPERVISOR: &str = "the server could not start the supervisor; its log says why";
+
 /// What a listener is to do.
 #[derive(Debug)]
 pub struct ServeConfig {
@@ -76,6 +83,11 @@ pub struct ServeConfig {
     pub trusted_user_ca_keys: Option<PathBuf>,
     /// A file of keys and certificates that must not log in, a KRL or a list.
     pub revoked_keys: Option<PathBuf>,
+    /// Which accounts may come in.
+    pub accounts: AccountRules,
+    /// Where the sockets are of the supervisors that root starts for other users;
+    /// [`SOCKET_DIR`](crate::launch::SOCKET_DIR) for all but tests.
+    pub socket_dir: PathBuf,
     /// Who may knock, and when (`W-4.11`).
     pub door: DoorRules,
     /// Where and how the classic protocol is served; nowhere if it names no address.
@@ -141,8 +153,7 @@ pub enum ServeError {
 /// What the threads of a listener share.
 pub(crate) struct Shared {
     current: Current,
-    user: User,
-    executable: PathBuf,
+    own: Own,
     log: Log,
     door: Door,
     classic: Option<Arc<Classic>>,
@@ -170,18 +181,27 @@ pub fn serve(
     on_ready: impl FnOnce(&Ready),
 ) -> Result<(), ServeError> {
     let user = serving_user()?;
-    let (live, Found { host_keys, created }) = Live::load(&config, &user, None)?;
-    let mut entrances = listen(&config.listen, Protocol::Afar)?;
-    let (classic, addresses) = classic_of(&config, &user)?.unzip();
-    entrances.extend(listen(&addresses.unwrap_or_default(), Protocol::Classic)?);
     // The more connections, the more descriptors; the limit that was set for shells is low.
-    if let Err(error) = afar_sys::inherit::raise_nofile_limit() {
-        config.log.info(&format!("the limit of open descriptors stays as it is: {error}"));
-    }
+    let open_files_soft = match afar_sys::inherit::raise_nofile_limit() {
+        Ok(limit) => limit.inherited_soft,
+        Err(error) => {
+            config.log.info(&format!("the limit of open descriptors stays as it is: {error}"));
+            None
+        }
+    };
+    let launcher = Launcher {
+        executable: config.executable.clone(),
+        socket_dir: config.socket_dir.clone(),
+        open_files_soft,
+    };
+    let own = Own { user, launcher };
+    let (live, Found { host_keys, created }) = Live::load(&config, &own, None)?;
+    let mut entrances = listen(&config.listen, Protocol::Afar)?;
+    let (classic, addresses) = classic_of(&config, &own.user)?.unzip();
+    entrances.extend(listen(&addresses.unwrap_or_default(), Protocol::Classic)?);
     let shared = Arc::new(Shared {
         current: Current::new(live),
-        user,
-        executable: config.executable,
+        own,
         log: config.log,
         door: Door::new(config.door),
         classic: classic.map(Arc::new),
@@ -384,17 +404,22 @@ async fn serve_connection(shared: Arc<Shared>, socket: TcpStream, source: Socket
     let _ = set_tcp_notsent_lowat(&socket, afar_net::dial::NOT_SENT_LOW_WATER);
     let live = shared.current.get();
     let came_in = accept(socket, source, &live.tls, &live.gate, Clock::new()).await;
+    let monitor = Arc::clone(&live.monitor);
     drop(live);
     newcomer.leave(&came_in);
     let accepted = match came_in {
         Ok(accepted) => accepted,
         Err(error) => return shared.log.info(&format!("{source}: {error}")),
     };
-    let supervisor = match connect_supervisor(&shared).await {
+    if let Some(why) = monitor.closed_for(accepted.grant.uid) {
+        shared.log.info(&format!("{source}: turned away: {why}"));
+        return hand_off::turn_away(accepted.transport, why).await;
+    }
+    let supervisor = match connect_supervisor(&shared, &accepted.grant).await {
         Ok(stream) => stream,
         Err(error) => {
             shared.log.error(&format!("{source}: {error}"));
-            return hand_off::turn_away(accepted.transport).await;
+            return hand_off::turn_away(accepted.transport, NO_SUPERVISOR.to_owned()).await;
         }
     };
     let Accepted { transport, grant, rest } = accepted;
@@ -405,27 +430,27 @@ async fn serve_connection(shared: Arc<Shared>, socket: TcpStream, source: Socket
 
 /// A connection to the user's supervisor, which is started where there is none.
 pub(crate) async fn connect_supervisor(
-    shared: &Arc<Shared>,
-) -> Result<UnixStream, launch::LaunchError> {
+    shared: &Shared,
+    grant: &Grant,
+) -> Result<UnixStream, LaunchError> {
     let to_tokio = |stream: std::os::unix::net::UnixStream| {
         stream
             .set_nonblocking(true)
             .and_then(|()| UnixStream::from_std(stream))
-            .map_err(|source| launch::LaunchError::Io { action: "cannot use the socket", source })
+            .map_err(|source| LaunchError::Io { action: "cannot use the socket", source })
     };
     // A running one is connected to at once; only a start, or one that is busy, is worth a thread.
-    match launch::connect_running() {
+    let monitor = Arc::clone(&shared.current.get().monitor);
+    match monitor.running_supervisor(grant.uid) {
         Ok(Some(stream)) => return to_tokio(stream),
-        Ok(None) | Err(launch::LaunchError::Busy) => {}
+        Ok(None) | Err(LaunchError::Busy) => {}
         Err(error) => return Err(error),
     }
-    let executable = shared.executable.clone();
-    let launched = tokio::task::spawn_blocking(move || launch::connect(&executable))
-        .await
-        .map_err(|error| launch::LaunchError::Io {
-            action: "cannot start a thread",
-            source: io::Error::other(error),
-        })??;
+    let (name, uid) = (grant.user.clone(), grant.uid);
+    let start = move || monitor.supervisor(OsStr::from_bytes(name.as_bytes()), uid);
+    let launched = tokio::task::spawn_blocking(start).await.map_err(|error| {
+        LaunchError::Io { action: "cannot start a thread", source: io::Error::other(error) }
+    })??;
     if let Some(child) = launched.started {
         tokio::spawn(reap(child));
     }

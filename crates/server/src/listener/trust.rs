@@ -10,19 +10,16 @@ use afar_core::certificate::{Certificate, UserCheck};
 use afar_core::diagnostic::Diagnostics;
 use afar_core::escape::escape_bounded;
 use afar_core::key::PublicKeyBlob;
-use afar_core::limits::{
-    AUTHORIZED_KEYS_BYTES_MAX, REVOKED_KEYS_BYTES_MAX, TRUSTED_KEYS_BYTES_MAX,
-};
+use afar_core::limits::{REVOKED_KEYS_BYTES_MAX, TRUSTED_KEYS_BYTES_MAX};
 use afar_core::policy::{Basis, Restrictions};
 use afar_core::revocation::RevokedKeys;
 use afar_core::trusted_keys::TrustedKeys;
 use afar_net::certificate::verify_authority;
-use afar_net::files::read_checked;
 use afar_net::signature::FidoAssertion;
 use afar_proto::json::ByteString;
-use afar_sys::users::User;
 
 use super::watched_file::WatchedFile;
+use crate::monitor::{AccountKeys, FileRead};
 
 /// Why a key is not let in: for the log only.
 pub(crate) type Refusal = String;
@@ -71,12 +68,14 @@ impl ServerFiles {
         }
     }
 
-    /// Reads everything that decides about keys of this user, each file once, whatever is then
+    /// Everything that decides about the keys of this account, each file read once, whatever is then
     /// asked. Blocks on the file system.
-    pub(crate) fn accepted_keys(&self, user: &User, key_files: Vec<PathBuf>) -> AcceptedKeys {
+    pub(crate) fn accepted_keys(&self, account: AccountKeys) -> AcceptedKeys {
         AcceptedKeys {
-            user: user.name.to_string_lossy().into_owned(),
-            files: key_files.into_iter().map(|path| KeyFile::read(path, user)).collect(),
+            user: account.user.name.to_string_lossy().into_owned(),
+            uid: account.user.uid,
+            login_shell_only: account.login_shell_only,
+            files: account.files.into_iter().map(KeyFile::parse).collect(),
             trusted: self
                 .trusted_authorities
                 .as_ref()
@@ -90,6 +89,9 @@ impl ServerFiles {
 #[derive(Debug)]
 pub(crate) struct AcceptedKeys {
     user: String,
+    uid: u32,
+    /// The login shell decides what is run.
+    login_shell_only: bool,
     files: Vec<KeyFile>,
     trusted: Option<(PathBuf, Result<Arc<TrustedKeys>, Refusal>)>,
     revoked: Option<(PathBuf, Result<Arc<RevokedKeys>, Refusal>)>,
@@ -103,18 +105,18 @@ struct KeyFile {
 }
 
 impl KeyFile {
-    fn read(path: PathBuf, user: &User) -> Self {
-        // One byte over the limit, so that the reader says that the file is too large.
-        let bytes_max = AUTHORIZED_KEYS_BYTES_MAX as u64 + 1;
-        let contents = read_checked(&path, Some(&user.home), user.uid, bytes_max);
-        let keys = contents
-            .map(|contents| AuthorizedKeys::parse(&contents, UserEnvironment::Ignored))
-            .map_err(|error| error.to_string());
-        Self { path, keys }
+    fn parse(read: FileRead) -> Self {
+        let parse = |contents: Vec<u8>| AuthorizedKeys::parse(&contents, UserEnvironment::Ignored);
+        Self { path: read.path, keys: read.contents.map(parse) }
     }
 }
 
 impl AcceptedKeys {
+    /// The id of the user.
+    pub(super) fn uid(&self) -> u32 {
+        self.uid
+    }
+
     /// What this key, or certificate, is allowed from this address. The authority's signature on a
     /// certificate is verified here; that its key is possessed is for others to prove.
     ///
@@ -125,6 +127,11 @@ impl AcceptedKeys {
         key: &PublicKeyBlob,
         source: IpAddr,
     ) -> Result<Restrictions, Refusal> {
+        let restrictions = self.judge_key(key, source)?;
+        Ok(Restrictions { login_shell_only: self.login_shell_only, ..restrictions })
+    }
+
+    fn judge_key(&self, key: &PublicKeyBlob, source: IpAddr) -> Result<Restrictions, Refusal> {
         let certificate = match Certificate::parse(key) {
             Ok(certificate) => Some(certificate),
             Err(error) if key.is_certificate() => return Err(error.to_string()),

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use afar_sys::users::User;
 
 /// Variables by name, in bytes: neither names nor values need be UTF-8.
-pub(super) type Variables = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(crate) type Variables = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Files of `NAME=value` lines that a login on Debian-like systems reads through pam_env(8).
 const LOGIN_FILES: [&str; 2] = ["/etc/environment", "/etc/default/locale"];
@@ -20,7 +21,7 @@ const PATH_OF_USERS: &str = "/usr/local/bin:/usr/bin:/bin:/usr/games";
 
 /// What a login of `user` gives (login(1), sshd(8) "LOGIN PROCESS"): who and where one is, the
 /// system's own settings, the time zone that the server was started with.
-pub(super) fn login_variables(user: &User) -> Variables {
+pub(crate) fn login_variables(user: &User) -> Variables {
     let mut variables = Variables::new();
     let mut set = |name: &str, value: &[u8]| {
         variables.insert(name.as_bytes().to_vec(), value.to_vec());
@@ -36,7 +37,8 @@ pub(super) fn login_variables(user: &User) -> Variables {
         set("TZ", zone.as_bytes());
     }
     let runtime = format!("/run/user/{}", user.uid);
-    if Path::new(&runtime).is_dir() {
+    // At a login it may not be there yet, and then the name could be another one's who came first.
+    if std::fs::metadata(&runtime).is_ok_and(|found| found.is_dir() && found.uid() == user.uid) {
         set("XDG_RUNTIME_DIR", runtime.as_bytes());
     }
     for path in LOGIN_FILES {
@@ -49,7 +51,7 @@ pub(super) fn login_variables(user: &User) -> Variables {
 }
 
 /// The user's shell; the entry may be empty, which means `/bin/sh` (passwd(5)).
-pub(super) fn shell_of(user: &User) -> &Path {
+pub(crate) fn shell_of(user: &User) -> &Path {
     if user.shell.as_os_str().is_empty() { Path::new("/bin/sh") } else { &user.shell }
 }
 

@@ -9,12 +9,12 @@ mod environment;
 mod job;
 mod request;
 mod session;
+mod socket;
 mod standing;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,25 +22,23 @@ use std::time::Duration;
 use afar_core::policy::JobScope;
 use afar_net::local::{Introduced, introduced};
 use afar_proto::message::JobId;
-use afar_sys::private_files::{PrivateDirError, try_lock_exclusive};
-use afar_sys::socket::{listen_unix, peer_credentials, remove_stale_socket};
+use afar_sys::private_files::PrivateDirError;
+use afar_sys::socket::peer_credentials;
 use afar_sys::users::{User, current_user, effective_uid};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, watch};
 
 use crate::limits::{GRANT_DEADLINE, STOP_TIMEOUT};
 use crate::log::Log;
-use crate::paths::{LOCK_NAME, SOCKET_NAME, runtime_dir};
 use conversation::Conversation;
+use socket::{Claim, Socket};
 
+pub(crate) use environment::{login_variables, shell_of};
 pub use job::{DRAIN_MAX, DRAIN_SILENCE};
 pub use session::{SESSION_IDLE_MAX, SESSION_QUEUE_MAX, SESSIONS_MAX};
 
 /// How long a supervisor without connections and jobs stays.
 pub const IDLE_EXIT: Duration = Duration::from_secs(600);
-
-/// Connections that the kernel may hold until they are accepted.
-const BACKLOG: u16 = 1024;
 
 /// How long to wait after accept(2) failed, for whatever is lacking to come back.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
@@ -56,13 +54,15 @@ const BLOCKING_THREADS: usize = 4;
 pub struct SupervisorConfig {
     /// How long to stay without anything to do.
     pub idle_exit: Duration,
+    /// Whether root has started it, and has passed its socket and its lock on to it.
+    pub passed: bool,
     /// The log.
     pub log: Log,
 }
 
 impl Default for SupervisorConfig {
     fn default() -> Self {
-        Self { idle_exit: IDLE_EXIT, log: Log::default() }
+        Self { idle_exit: IDLE_EXIT, passed: false, log: Log::default() }
     }
 }
 
@@ -156,10 +156,8 @@ impl Supervisor {
 pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
     // Whoever started us may ignore it, and then no child could be waited for.
     afar_sys::signals::default_sigchld();
-    let directory = runtime_dir()?;
-    let lock = try_lock_exclusive(&directory.join(LOCK_NAME))
-        .map_err(io_error("cannot take the supervisor's lock"))?;
-    let Some(lock) = lock else { return Ok(()) };
+    let claim = if config.passed { Some(Claim::passed()?) } else { Claim::own()? };
+    let Some(claim) = claim else { return Ok(()) };
     let user = current_user()
         .map_err(io_error("cannot read the user database"))?
         .ok_or_else(|| SupervisorError::UnknownUser(effective_uid()))?;
@@ -193,43 +191,42 @@ pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(io_error("cannot start the runtime"))?;
-    let socket = directory.join(SOCKET_NAME);
     let local = tokio::task::LocalSet::new();
-    let served = local.block_on(&runtime, serve(supervisor, &socket, config.idle_exit));
-    drop(lock);
-    served
+    local.block_on(&runtime, serve(supervisor, claim, config.idle_exit))
 }
 
 async fn serve(
     supervisor: Rc<Supervisor>,
-    socket: &Path,
+    claim: Claim,
     idle_exit: Duration,
 ) -> Result<(), SupervisorError> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut term = signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?;
-    let mut listener = listen(socket)?;
+    let mut socket = Some(claim.listen()?);
     say_ready();
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => welcome(&supervisor, stream),
+            accepted = accept(socket.as_ref()) => match accepted {
+                Ok(stream) => welcome(&supervisor, stream),
                 Err(error) => {
                     supervisor.log.error(&format!("cannot accept a connection: {error}"));
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             },
             () = idle(supervisor.busy.subscribe(), idle_exit) => {
-                match close_for_good(listener, socket)? {
-                    None => return Ok(()),
-                    // Somebody came in at the last moment: stay, under a new socket.
-                    Some(stream) => {
-                        welcome(&supervisor, stream);
-                        listener = listen(socket)?;
-                    }
+                let Some(open) = socket.take() else { return Ok(()) };
+                let (late, claim) = open.close()?;
+                if late.is_empty() {
+                    return Ok(());
                 }
+                // Somebody came in at the last moment: stay, under a new socket.
+                late.into_iter().for_each(|stream| welcome(&supervisor, stream));
+                socket = claim.map(Claim::listen).transpose()?;
             }
             _ = term.recv() => {
-                let _ = std::fs::remove_file(socket);
+                if let Some(socket) = &socket {
+                    socket.refuse();
+                }
                 stop(&supervisor).await;
                 return Ok(());
             }
@@ -237,12 +234,12 @@ async fn serve(
     }
 }
 
-/// We hold the lock, so a socket that is there already is a dead supervisor's.
-fn listen(path: &Path) -> Result<UnixListener, SupervisorError> {
-    remove_stale_socket(path).map_err(io_error("cannot remove the old socket"))?;
-    let listener = listen_unix(path, BACKLOG).map_err(io_error("cannot listen"))?;
-    listener.set_nonblocking(true).map_err(io_error("cannot listen"))?;
-    UnixListener::from_std(listener).map_err(io_error("cannot listen"))
+/// The next one who connects, if anybody can.
+async fn accept(socket: Option<&Socket>) -> io::Result<UnixStream> {
+    match socket {
+        Some(socket) => socket.accept().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Tells whoever started this process that it listens, and lets go of what it was started with.
@@ -264,23 +261,6 @@ async fn idle(mut busy: watch::Receiver<Counts>, time: Duration) {
         if tokio::time::timeout(time, somebody).await.is_err() {
             return;
         }
-    }
-}
-
-/// Removes the socket, then looks once more for somebody who had connected before that.
-fn close_for_good(
-    listener: UnixListener,
-    socket: &Path,
-) -> Result<Option<UnixStream>, SupervisorError> {
-    let _ = std::fs::remove_file(socket);
-    let listener = listener.into_std().map_err(io_error("cannot close the socket"))?;
-    match listener.accept() {
-        Ok((stream, _)) => stream
-            .set_nonblocking(true)
-            .and_then(|()| UnixStream::from_std(stream))
-            .map(Some)
-            .map_err(io_error("cannot use a connection")),
-        Err(_) => Ok(None),
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use crate::limits::STANDING_INTERVAL;
 use crate::listener::trust::{Refusal, ServerFiles};
 use crate::listener::watched_file::Stamp;
+use crate::monitor::{AccountKeys, FileRead};
 
 /// A file that was changed less than this ago is read, and not judged by its stamp: the change may
 /// have come between the listener's look and our first one, or have the same time as another one.
@@ -84,9 +85,14 @@ impl Standing {
         let stamps = self.files.settled_stamps();
         let Files { keys, trusted_authorities, revoked_keys } = self.files.clone();
         let files = ServerFiles::new(trusted_authorities, revoked_keys);
-        let found = files.accepted_keys(&self.user, keys).judge(&self.key, self.source)?;
-        let login_shell_only = self.restrictions.login_shell_only;
-        if (Restrictions { login_shell_only, ..found }) != self.restrictions {
+        let account = AccountKeys {
+            user: self.user.clone(),
+            // The listener's word: what the shell is for is told by files that only it watches.
+            login_shell_only: self.restrictions.login_shell_only,
+            files: keys.into_iter().map(|path| FileRead::read(path, &self.user)).collect(),
+        };
+        let found = files.accepted_keys(account).judge(&self.key, self.source)?;
+        if found != self.restrictions {
             return Err("its restrictions have changed".to_owned());
         }
         self.good = stamps;

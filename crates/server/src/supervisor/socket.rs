@@ -1,0 +1,119 @@
+//! Where clients come in to a supervisor, and the lock that makes it the only one there.
+//!
+//! A supervisor that its user has started makes both in its own directory. One that root has started
+//! for the user was passed both, because they are in a directory of root's; there it can't remove the
+//! socket, so it stops listening in another way.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::PathBuf;
+
+use afar_sys::exec::take_passed;
+use afar_sys::private_files::try_lock_exclusive;
+use afar_sys::socket::{listen_bound, listen_unix, refuse_connections, remove_stale_socket};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::{SupervisorError, io_error};
+use crate::paths::{LOCK_NAME, SOCKET_NAME, runtime_dir};
+
+/// Connections that the kernel may hold until they are accepted.
+const BACKLOG: u16 = 1024;
+
+/// The socket of the one supervisor. The lock is held as long as this is there.
+pub(super) struct Socket {
+    listener: UnixListener,
+    kind: Kind,
+}
+
+/// What is known before there is a runtime to listen with.
+pub(super) struct Claim {
+    kind: Kind,
+    /// `Some` iff it was passed.
+    bound: Option<OwnedFd>,
+}
+
+enum Kind {
+    Own { path: PathBuf, _lock: OwnedFd },
+    Passed { _lock: OwnedFd },
+}
+
+impl Claim {
+    /// The place in this user's own directory, or `None` if another supervisor has it.
+    pub(super) fn own() -> Result<Option<Self>, SupervisorError> {
+        let directory = runtime_dir()?;
+        let lock = try_lock_exclusive(&directory.join(LOCK_NAME))
+            .map_err(io_error("cannot take the supervisor's lock"))?;
+        let path = directory.join(SOCKET_NAME);
+        Ok(lock.map(|lock| Self { kind: Kind::Own { path, _lock: lock }, bound: None }))
+    }
+
+    /// The place that [`as_user`](crate::launch::as_user) has taken. To be called before any
+    /// descriptor is opened.
+    pub(super) fn passed() -> Result<Self, SupervisorError> {
+        let take = |index| {
+            take_passed(index).map_err(|error| io_error("nothing was passed on")(error.into()))
+        };
+        let (bound, lock) = (take(0)?, take(1)?);
+        Ok(Self { kind: Kind::Passed { _lock: lock }, bound: Some(bound) })
+    }
+
+    /// Listens; to be called within the runtime.
+    pub(super) fn listen(self) -> Result<Socket, SupervisorError> {
+        let Self { kind, bound } = self;
+        let listener = match (&kind, bound) {
+            (_, Some(bound)) => listen_bound(bound, BACKLOG),
+            // We hold the lock, so a socket that is there already is a dead supervisor's.
+            (Kind::Own { path, .. }, None) => {
+                remove_stale_socket(path).and_then(|_| listen_unix(path, BACKLOG))
+            }
+            (Kind::Passed { .. }, None) => Err(io::ErrorKind::NotConnected.into()),
+        };
+        let listener = listener.and_then(to_async).map_err(io_error("cannot listen"))?;
+        Ok(Socket { listener, kind })
+    }
+}
+
+fn to_async(listener: StdListener) -> io::Result<UnixListener> {
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+impl Socket {
+    /// The next one who connects.
+    pub(super) async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+
+    /// Nobody can connect any more; whoever connects from now on finds no supervisor, and starts the
+    /// next one.
+    pub(super) fn refuse(&self) {
+        match &self.kind {
+            Kind::Own { path, .. } => {
+                let _ = std::fs::remove_file(path);
+            }
+            Kind::Passed { .. } => {
+                let _ = refuse_connections(&self.listener);
+            }
+        }
+    }
+
+    /// Ends listening. Returns those who had connected before that and were not accepted yet, and what
+    /// can be listened on anew for their sake: nothing, where the place is not ours. Then the lock is
+    /// free, and whoever comes next starts a supervisor beside this one, which only serves them.
+    pub(super) fn close(self) -> Result<(Vec<UnixStream>, Option<Claim>), SupervisorError> {
+        self.refuse();
+        let failed = io_error("cannot close the socket");
+        let listener = self.listener.into_std().map_err(&failed)?;
+        let mut late = Vec::new();
+        while let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(true).map_err(&failed)?;
+            late.push(UnixStream::from_std(stream).map_err(&failed)?);
+        }
+        let claim = match self.kind {
+            kind @ Kind::Own { .. } => Some(Claim { kind, bound: None }),
+            Kind::Passed { .. } => None,
+        };
+        Ok((late, claim))
+    }
+}
