@@ -101,6 +101,16 @@ impl Run {
         self
     }
 
+    /// More of them.
+    #[must_use]
+    pub fn args<I>(self, words: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        words.into_iter().fold(self, Self::arg)
+    }
+
     /// One more variable; the last one of a name counts.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {

@@ -1,7 +1,7 @@
 //! Targets `ssh://HOST`, through a real ssh and sshd, and `afar stdio` behind them.
 #![cfg(test)]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read as _;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -131,10 +131,16 @@ fn another_program_at_the_other_end_is_named_by_what_it_prints() {
 #[test]
 fn nothing_is_sent_to_a_program_that_is_not_afar() {
     // A shell that reads its stdin would execute what a script holds.
-    let far = Far::configured("ForceCommand cat >&2");
-    let output = far.run(&["--connect-timeout", "1s", "-c", "secret"]).output();
-    assert_fails(&output, "connect", &["did not answer within 1s"]);
-    assert!(!output.error_text().contains("secret"), "{output:?}");
+    let home = Home::new();
+    let (received, program) = (home.file("received"), home.file("not-ssh"));
+    fs::write(&program, format!("#!/bin/sh\nexec cat >'{}'\n", received.display())).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    // Without a terminal, at which a person would be given more time.
+    let run = home.program("setsid", ["--wait"]).arg(afar_e2e::afar()).arg("run");
+    let run = run.args(["--connect-timeout", "500ms", "--ssh"]).arg(&program);
+    let output = run.args(["ssh://web", "-c", "secret"]).output();
+    assert_fails(&output, "connect", &["web did not answer within 500ms"]);
+    assert_eq!(fs::read(&received).unwrap(), b"");
 }
 
 #[test]
@@ -199,8 +205,8 @@ fn a_ctrl_c_goes_to_the_command_and_not_to_ssh() {
 fn ssh_asks_at_the_terminal() {
     let far = Far::new();
     let locked = far.sshd.home().file("locked");
-    std::fs::copy(far.sshd.home().key(), &locked).unwrap();
-    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o600)).unwrap();
+    fs::copy(far.sshd.home().key(), &locked).unwrap();
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o600)).unwrap();
     let mut keygen = Command::new("ssh-keygen");
     keygen.args(["-q", "-p", "-P", "", "-N", "open sesame", "-f"]).arg(&locked);
     assert!(keygen.output().unwrap().status.success());
@@ -246,11 +252,13 @@ fn a_lost_link_is_told_and_ends_the_command() {
     };
     let find = |root: u32, name: &str| {
         let all = process::descendants(root);
-        let found = all.into_iter().find(|entry| entry.command.starts_with(name));
+        let is_it =
+            |command: &str| command.split(' ').next().is_some_and(|word| word.ends_with(name));
+        let found = all.into_iter().find(|entry| is_it(&entry.command));
         process::Process::open(found.unwrap().pid).unwrap()
     };
     let (run, job) = started();
-    find(run.pid(), "/usr/bin/ssh").kill();
+    find(run.pid(), "/ssh").kill();
     let output = run.wait();
     output.expect_code(255);
     assert!(output.error_text().contains("the command was started"), "{output:?}");
@@ -296,9 +304,9 @@ fn stdio_leaves_its_descriptors_as_they_are_and_ends_with_its_stdin() {
 fn stdio_that_has_no_supervisor_says_so_in_the_protocol() {
     let far = Far::configured("");
     let run = far.host.file("run");
-    std::fs::write(run.join("afar"), "in the way").unwrap();
+    fs::write(run.join("afar"), "in the way").unwrap();
     let output = far.run(&["--", "true"]).output();
-    std::fs::remove_file(run.join("afar")).unwrap();
+    fs::remove_file(run.join("afar")).unwrap();
     output.expect_code(255);
     let said = output.error_text();
     assert!(
