@@ -27,6 +27,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(Box<RunArgs>),
+    Repl(ReplArgs),
     Demo(DemoArgs),
     Serve(ServeArgs),
     Classic(ClassicArgs),
@@ -140,6 +141,39 @@ pub(crate) struct RunArgs {
     /// Write the outcome to FILE as one JSON object; - is stdout
     #[arg(long, value_name = "FILE")]
     pub(crate) result: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+/// A prompt: each line runs on another machine, in one shell
+///
+/// What cd, variables and functions set lasts from line to line. With stdin that is no terminal, a
+/// command a line is read from it, without a prompt, and the status is that of the last one.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  afar repl web                             a prompt; :help tells more, Ctrl-D leaves
+  afar repl --session s web                 in the session that `afar run --session s web` has, too
+  afar repl web < commands                  a command a line
+
+The commands read nothing: their stdin ends at once. For programs that want a terminal there is
+`afar shell`. A prompt without --session has a shell of its own, which ends with it.")]
+pub(crate) struct ReplArgs {
+    /// Where to run it
+    pub(crate) target: OsString,
+
+    /// Run the lines in the session NAME of the target, which lasts
+    #[arg(long, value_name = "NAME", value_parser = parse_session)]
+    pub(crate) session: Option<SessionName>,
+
+    /// Set a variable in the shell; may be repeated
+    #[arg(short = 'e', long = "env", value_name = "K=V", value_parser = Variable::parser())]
+    pub(crate) env: Vec<Variable>,
+
+    /// End each line that runs for longer, such as 30s or 5m
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
 
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,

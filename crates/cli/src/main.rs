@@ -9,6 +9,7 @@ mod config;
 mod console;
 mod exit;
 mod prompt;
+mod repl;
 mod run;
 mod settings;
 
@@ -34,6 +35,7 @@ fn dispatch(argv: Vec<OsString>) -> Exit {
     };
     match cli.command {
         Command::Run(args) => commands::run::cmd_run(*args),
+        Command::Repl(args) => commands::repl::cmd_repl(args),
         Command::Demo(args) => commands::demo::cmd_demo(args),
         Command::Serve(args) => commands::serve::cmd_serve(args),
         Command::Classic(args) => commands::classic::cmd_classic(args),

@@ -6,12 +6,16 @@ use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::Winsize;
 
 use crate::client::Running;
 use crate::deadline::{DEADLINE, Deadline};
 use crate::fail;
 use crate::flow::Source;
 use crate::home::Home;
+
+/// What an editor asks the terminal: where the cursor is (ECMA-48, DSR).
+const CURSOR_QUERY: &[u8] = b"\x1b[6n";
 
 /// The person's side of a terminal.
 #[derive(Debug)]
@@ -28,6 +32,25 @@ impl Terminal {
     #[track_caller]
     #[must_use]
     pub fn afar(home: &Home, arguments: &[&str]) -> (Self, Running) {
+        let run = home.program("setsid", ["--ctty", "--wait"]).arg(crate::binary::afar());
+        Self::start(run, arguments)
+    }
+
+    /// The same, with its stdout and stderr on the terminal too: one of 80 columns that knows where
+    /// its cursor is.
+    ///
+    /// # Panics
+    /// As there.
+    #[track_caller]
+    #[must_use]
+    pub fn all_of_afar(home: &Home, arguments: &[&str]) -> (Self, Running) {
+        let script = "exec \"$0\" \"$@\" >/dev/tty 2>&1";
+        let run = home.program("setsid", ["--ctty", "--wait", "sh", "-c", script]);
+        Self::start(run.arg(crate::binary::afar()).env("TERM", "xterm"), arguments)
+    }
+
+    #[track_caller]
+    fn start(run: crate::client::Run, arguments: &[&str]) -> (Self, Running) {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC);
         let controller = controller.expect("a terminal can be had");
         grantpt(&controller).and_then(|()| unlockpt(&controller)).expect("it is ours");
@@ -35,7 +58,8 @@ impl Terminal {
         let path = PathBuf::from(name.to_str().expect("names of terminals are ASCII"));
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let side = rustix::fs::open(&path, flags, Mode::empty()).expect("it is unlocked");
-        let run = home.program("setsid", ["--ctty", "--wait"]).arg(crate::binary::afar());
+        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&side, size).expect("it is a terminal");
         let run = arguments.iter().fold(run, crate::client::Run::arg);
         let running = run.stdin_from(Source::File(File::from(side))).spawn();
         (Self { controller: File::from(controller), shown: Vec::new() }, running)
@@ -64,6 +88,9 @@ impl Terminal {
                 fail(&format!("{text:?} was not shown, but {shown:?}"));
             }
             self.shown.extend_from_slice(&buffer[..count]);
+            if buffer[..count].windows(CURSOR_QUERY.len()).any(|bytes| bytes == CURSOR_QUERY) {
+                self.type_keys("\x1b[1;1R");
+            }
         }
     }
 
@@ -81,6 +108,15 @@ impl Terminal {
     pub fn shows_what_is_typed(&self) -> bool {
         let modes = rustix::termios::tcgetattr(&self.controller).expect("it is a terminal");
         modes.local_modes.contains(rustix::termios::LocalModes::ECHO)
+    }
+
+    /// Types these keys.
+    ///
+    /// # Panics
+    /// Nobody reads them.
+    #[track_caller]
+    pub fn type_keys(&mut self, keys: &str) {
+        self.controller.write_all(keys.as_bytes()).expect("the terminal takes keys");
     }
 
     /// Types a line.

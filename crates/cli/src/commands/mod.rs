@@ -7,6 +7,7 @@ pub(crate) mod config;
 pub(crate) mod demo;
 pub(crate) mod keys;
 pub(crate) mod man;
+pub(crate) mod repl;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod stdio;

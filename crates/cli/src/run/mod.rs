@@ -11,6 +11,8 @@ mod result_file;
 mod signals;
 mod stdin;
 
+pub(crate) use output::Output;
+pub(crate) use report::{say_end, say_note};
 pub(crate) use signals::Signals;
 
 use std::io;
@@ -24,7 +26,6 @@ use afar_client::{
 use crate::console::{self, Verbosity, say};
 use crate::exit::Exit;
 use crate::prompt;
-use output::Output;
 use result_file::ResultFile;
 use signals::Action;
 
@@ -231,7 +232,7 @@ impl Runner<'_> {
         match event {
             JobEvent::Started(opened) => {
                 if self.options.verbosity > Verbosity::Quiet {
-                    report::say_note(&self.target, &opened);
+                    say_note(&self.target, &opened);
                 }
                 self.started = Some(opened);
                 if let Some(stdin) = self.job.as_mut().and_then(Job::take_stdin) {
@@ -339,7 +340,7 @@ async fn conclude(
             say(line);
         }
     } else {
-        report::say_end(&outcome, options.verbosity, signals.forwarded());
+        say_end(&outcome, options.verbosity, signals.forwarded());
     }
     exit
 }

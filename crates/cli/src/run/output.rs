@@ -39,7 +39,7 @@ const PIECES_MAX: usize = 64;
 
 /// Our stdout and stderr.
 #[derive(Debug)]
-pub(super) struct Output {
+pub(crate) struct Output {
     stdout: Lane,
     /// `None` iff stderr shares stdout's lane.
     stderr: Option<Lane>,
@@ -50,7 +50,7 @@ pub(super) struct Output {
 
 impl Output {
     /// The streams as this process was started with.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::over([rustix::stdio::stdout(), rustix::stdio::stderr()])
     }
 
@@ -66,7 +66,7 @@ impl Output {
     }
 
     /// Writes, now or as soon as the reader takes it. Never blocks.
-    pub(super) fn push(&mut self, stream: Stream, bytes: Bytes) {
+    pub(crate) fn push(&mut self, stream: Stream, bytes: Bytes) {
         if bytes.is_empty() || self.has_failed(stream) {
             return;
         }
@@ -78,12 +78,12 @@ impl Output {
     }
 
     /// Whether more may be pushed before [`Output::changed`] is waited for.
-    pub(super) fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.lanes().all(|lane| lane.shared.lock().cost < QUEUED_COST_MAX)
     }
 
     /// Whether everything was written, or given up.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lanes().all(|lane| {
             let queue = lane.shared.lock();
             queue.cost == 0 && queue.failures.is_empty()
@@ -92,12 +92,12 @@ impl Output {
 
     /// Waits until a thread has written something, or failed. Cancellation safe; may return for
     /// nothing.
-    pub(super) async fn changed(&self) {
+    pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
 
     /// A stream that can't be written to any more, once.
-    pub(super) fn take_failure(&mut self) -> Option<(Stream, io::Error)> {
+    pub(crate) fn take_failure(&mut self) -> Option<(Stream, io::Error)> {
         let failure = self.lanes().find_map(|lane| lane.shared.lock().failures.pop())?;
         if let Some(failed) = self.failed.get_mut(slot(failure.0)) {
             *failed = true;

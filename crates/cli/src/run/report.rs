@@ -18,7 +18,7 @@ pub(super) fn say_error(error: &Error, argv: &[Vec<u8>]) {
 }
 
 /// Says what the server wants a person to know about the start.
-pub(super) fn say_note(target: &str, opened: &Opened) {
+pub(crate) fn say_note(target: &str, opened: &Opened) {
     if let Some(line) = note_line(target, opened) {
         say(&line);
     }
@@ -30,7 +30,7 @@ fn note_line(target: &str, opened: &Opened) -> Option<String> {
 }
 
 /// Says how a command ended, where its status alone does not.
-pub(super) fn say_end(outcome: &Outcome, verbosity: Verbosity, forwarded: &[Signal]) {
+pub(crate) fn say_end(outcome: &Outcome, verbosity: Verbosity, forwarded: &[Signal]) {
     if let Some((line, wanted)) = end_line(&outcome.end, forwarded)
         && verbosity >= wanted
     {

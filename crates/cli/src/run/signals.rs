@@ -80,7 +80,7 @@ impl Signals {
 
     /// The next signal that would end a program by default, for the time when there is no command
     /// to pass it on to. Cancellation safe.
-    pub(super) async fn next_ending(&mut self) -> Signal {
+    pub(crate) async fn next_ending(&mut self) -> Signal {
         self.receive().await
     }
 
