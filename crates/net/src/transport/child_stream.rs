@@ -209,10 +209,25 @@ impl Program {
             }
             ready!(self.pidfd.poll_read_ready(context))?.clear_ready();
         };
-        // What it said last. Whatever else still holds its stderr is not waited for.
-        self.poll_stderr(context);
-        self.lines.end();
+        self.read_last_words();
         Poll::Ready(Ok(ended.status))
+    }
+
+    /// What it said last. Whatever else still holds its stderr is not waited for, and neither is the
+    /// runtime, which may have heard of its end and not yet of what came before that.
+    fn read_last_words(&mut self) {
+        let Some(stderr) = self.stderr.take() else { return };
+        let mut buffer = [0; 4096];
+        loop {
+            match rustix::io::read(stderr.get_ref(), &mut buffer) {
+                Ok(count) if count > 0 => {
+                    self.lines.push(buffer.get(..count).unwrap_or_default());
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(_) => break,
+            }
+        }
+        self.lines.end();
     }
 }
 
@@ -312,6 +327,18 @@ mod tests {
         transport.show(Box::new(move |line| lines.lock().unwrap().push(line.to_owned())));
         poll_fn(|context| transport.poll_finish(context)).await.unwrap();
         assert_eq!(*said.lock().unwrap(), ["bye"]);
+    }
+
+    #[tokio::test]
+    async fn its_last_words_are_heard_though_its_end_is_noticed_first() {
+        let mut transport = start("echo bye >&2");
+        // The runtime hears of nothing while this thread waits.
+        let pidfd = transport.program.pidfd.get_ref();
+        let mut ended = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut ended, None).unwrap();
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        assert!(transport.program.poll_ended(&mut context).is_ready());
+        assert_eq!(transport.program.lines.kept, ["bye"]);
     }
 
     #[tokio::test]
