@@ -92,12 +92,17 @@ pub(super) fn settled_seconds(
     pids: impl Fn(&Snapshot) -> BTreeSet<u32>,
 ) -> f64 {
     let deadline = Instant::now() + SETTLE_MAX;
+    let mut before = BTreeSet::new();
     loop {
         let snapshot = Snapshot::take();
         let of_server = pids(&snapshot);
-        if snapshot.running(&of_server) <= running_when_idle || Instant::now() > deadline {
+        // A process that is waited for while /proc is read can be missing in its own place and in
+        // its parent's account: only what two looks agree on is whole.
+        let settled = snapshot.running(&of_server) <= running_when_idle && of_server == before;
+        if settled || Instant::now() > deadline {
             return snapshot.seconds(&of_server);
         }
+        before = of_server;
         std::thread::sleep(POLL);
     }
 }
