@@ -32,6 +32,8 @@ pub(crate) const FOR_TESTS: &[Peer] = &[
     peer("python3", "python3"),
     peer("ps", "procps"),
     peer("bash", "bash"),
+    peer("dash", "dash"),
+    peer("zsh", "zsh"),
     peer("sha256sum", "coreutils"),
     peer("setsid", "util-linux"),
     peer("openssl", "openssl"),

@@ -1,13 +1,14 @@
 //! How many commands a second one session runs: `true`, again and again, some at a time.
 //!
-//! `commands TARGET -i KEY --known-hosts FILE --count N --in-flight M` prints `commands_per_s N`.
+//! `commands TARGET -i KEY --known-hosts FILE --count N --in-flight M` prints `commands_per_s N`; with
+//! `--session NAME`, of commands in the shell of one session.
 
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use afar_client::{Client, Command, Session, SshConfig, Target};
+use afar_client::{Client, Command, Session, SessionName, SshConfig, Target};
 use tokio::task::JoinSet;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -18,6 +19,7 @@ struct Args {
     known_hosts: Option<PathBuf>,
     count: usize,
     in_flight: usize,
+    session: Option<SessionName>,
 }
 
 fn parse() -> Result<Args, Failure> {
@@ -27,6 +29,7 @@ fn parse() -> Result<Args, Failure> {
         known_hosts: None,
         count: 1000,
         in_flight: 1,
+        session: None,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -35,6 +38,7 @@ fn parse() -> Result<Args, Failure> {
             "-i" => args.identity = Some(value()?.into()),
             "--known-hosts" => args.known_hosts = Some(value()?.into()),
             "--count" => args.count = value()?.parse()?,
+            "--session" => args.session = Some(SessionName::new(&value()?)?),
             "--in-flight" => args.in_flight = value()?.parse()?,
             _ if args.target.is_empty() => args.target = word,
             _ => return Err(format!("unexpected argument {word:?}").into()),
@@ -46,8 +50,12 @@ fn parse() -> Result<Args, Failure> {
     Ok(args)
 }
 
-async fn run_one(session: &Session) -> Result<(), Failure> {
-    let job = session.start(Command::argv(["true"]))?;
+async fn run_one(session: &Session, shell: Option<&SessionName>) -> Result<(), Failure> {
+    let command = Command::argv(["true"]);
+    let job = session.start(match shell {
+        Some(name) => command.connection_session(name.clone()),
+        None => command,
+    })?;
     let finished = job.wait().await.ok_or("the session ended")?;
     match finished.error {
         Some(error) => Err(error.into()),
@@ -69,16 +77,17 @@ async fn main() -> Result<(), Failure> {
     let client = builder.build();
     let session = Arc::new(client.connect(&Target::parse(&args.target)?).await?);
     // The first command starts the supervisor if need be, which is not what is measured.
-    run_one(&session).await?;
+    let shell = args.session;
+    run_one(&session, shell.as_ref()).await?;
 
     let started = Instant::now();
     let mut workers = JoinSet::new();
     for worker in 0..args.in_flight {
-        let session = Arc::clone(&session);
+        let (session, shell) = (Arc::clone(&session), shell.clone());
         let share = args.count / args.in_flight + usize::from(worker < args.count % args.in_flight);
         workers.spawn(async move {
             for _ in 0..share {
-                run_one(&session).await?;
+                run_one(&session, shell.as_ref()).await?;
             }
             Ok::<_, Failure>(())
         });

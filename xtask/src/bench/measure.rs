@@ -61,8 +61,14 @@ impl Bench<'_> {
         match row {
             Row::Cold => Ok(vec![(Metric::Cold, self.cold(contender)?)]),
             Row::Xargs => Ok(vec![(Metric::Xargs, self.xargs(contender)?)]),
-            Row::Sequential => Ok(vec![(Metric::Sequential, self.commands(contender, 1)?)]),
-            Row::InFlight => Ok(vec![(Metric::InFlight, self.commands(contender, IN_FLIGHT)?)]),
+            Row::Sequential => Ok(vec![(Metric::Sequential, self.commands(contender, 1, &[])?)]),
+            Row::InFlight => {
+                Ok(vec![(Metric::InFlight, self.commands(contender, IN_FLIGHT, &[])?)])
+            }
+            Row::Sessions => {
+                let in_session = ["--session", "bench"];
+                Ok(vec![(Metric::Sessions, self.commands(contender, 1, &in_session)?)])
+            }
             Row::BulkDown => self.bulk_down(contender),
             Row::BulkUp => self.bulk_up(contender),
             Row::Lines => {
@@ -120,8 +126,9 @@ impl Bench<'_> {
         Ok(f64::from(count) / seconds)
     }
 
-    /// Commands a second on one connection, `in_flight` of them at a time.
-    fn commands(&self, contender: Contender, in_flight: u64) -> Result<f64> {
+    /// Commands a second on one connection, `in_flight` of them at a time; with more options for
+    /// afar's.
+    fn commands(&self, contender: Contender, in_flight: u64, options: &[&str]) -> Result<f64> {
         match contender {
             Contender::SshWarm => self.mux_commands(in_flight),
             Contender::Local => {
@@ -133,7 +140,7 @@ impl Bench<'_> {
             _ => {
                 let mut helper = self.rig.afar_helper(&self.helpers.commands)?;
                 helper.args(["--count", &COMMANDS.to_string()]);
-                helper.args(["--in-flight", &in_flight.to_string()]);
+                helper.args(["--in-flight", &in_flight.to_string()]).args(options);
                 self.helper_says(&mut helper, "commands_per_s")
             }
         }

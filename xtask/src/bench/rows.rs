@@ -49,17 +49,19 @@ pub(super) enum Row {
     Xargs,
     Sequential,
     InFlight,
+    Sessions,
     BulkDown,
     BulkUp,
     Lines,
 }
 
 impl Row {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Cold,
         Self::Xargs,
         Self::Sequential,
         Self::InFlight,
+        Self::Sessions,
         Self::BulkDown,
         Self::BulkUp,
         Self::Lines,
@@ -72,6 +74,7 @@ impl Row {
             Self::Xargs => "xargs",
             Self::Sequential => "sequential",
             Self::InFlight => "in-flight",
+            Self::Sessions => "sessions",
             Self::BulkDown => "bulk-down",
             Self::BulkUp => "bulk-up",
             Self::Lines => "lines",
@@ -83,7 +86,7 @@ impl Row {
         use Contender::{Afar, BareTls, Dbclient, Local, Ssh, SshFast, SshWarm};
         match self {
             Self::Cold | Self::Xargs => &[Local, Afar, Ssh, SshFast, SshWarm, Dbclient],
-            Self::Sequential | Self::InFlight => &[Local, Afar, SshWarm],
+            Self::Sequential | Self::InFlight | Self::Sessions => &[Local, Afar, SshWarm],
             Self::BulkDown => &[Local, BareTls, Afar, Ssh, SshFast, Dbclient],
             Self::BulkUp => &[Local, BareTls, Afar, Ssh, SshFast, Dbclient],
             Self::Lines => &[Local, Afar, Ssh, SshFast, Dbclient],
@@ -98,6 +101,7 @@ pub(super) enum Metric {
     Xargs,
     Sequential,
     InFlight,
+    Sessions,
     BulkDown,
     BulkDownCpu,
     BulkDownClientCpu,
@@ -151,6 +155,7 @@ impl Metric {
             Self::Xargs => "one-shots, `xargs -P 8`",
             Self::Sequential => "commands on one connection, in sequence",
             Self::InFlight => "commands on one connection, 32 in flight",
+            Self::Sessions => "commands in one session, in sequence (others: each its own process)",
             Self::BulkDown => "bulk down",
             Self::BulkDownCpu => "bulk down, both ends",
             Self::BulkDownClientCpu => "bulk down, client",
@@ -170,6 +175,7 @@ impl Metric {
             Self::Xargs => "xargs",
             Self::Sequential => "sequential",
             Self::InFlight => "in_flight",
+            Self::Sessions => "sessions",
             Self::BulkDown => "bulk_down",
             Self::BulkDownCpu => "bulk_down_cpu",
             Self::BulkDownClientCpu => "bulk_down_client_cpu",
@@ -185,7 +191,7 @@ impl Metric {
     pub(super) fn unit(self) -> Unit {
         match self {
             Self::Cold => Unit::Milliseconds,
-            Self::Xargs | Self::Sequential | Self::InFlight => Unit::PerSecond,
+            Self::Xargs | Self::Sequential | Self::InFlight | Self::Sessions => Unit::PerSecond,
             Self::BulkDown | Self::BulkUp | Self::Lines => Unit::MegabytesPerSecond,
             Self::BulkDownCpu
             | Self::BulkDownClientCpu
@@ -205,6 +211,8 @@ impl Metric {
             Self::Xargs => &[AtLeast(400.0)],
             Self::Sequential => &[Times(0.75, Local)],
             Self::InFlight => &[Times(0.60, Local)],
+            // A shell that is there need not be started.
+            Self::Sessions => &[Times(1.0, Local), AtLeast(800.0)],
             Self::BulkDown | Self::BulkUp => &[Times(2.5, Ssh), Times(1.4, SshFast)],
             // At most 0.6 of what ssh takes.
             Self::BulkDownCpu | Self::BulkUpCpu => &[Times(1.0 / 0.6, Ssh)],
