@@ -240,7 +240,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Vec<String>,
 
-    /// Write the actual addresses to FILE, a line each, once connections are accepted
+    /// Write the actual addresses to FILE, a line each, those of --classic last, once connections are
+    /// accepted
     #[arg(long, value_name = "FILE")]
     pub(crate) ready_file: Option<PathBuf>,
 

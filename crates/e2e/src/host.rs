@@ -88,8 +88,14 @@ impl HostBuilder {
     /// Serves the classic protocol too.
     #[must_use]
     pub fn classic(self) -> Self {
+        self.classic_at("127.0.0.1:0")
+    }
+
+    /// The same at this address.
+    #[must_use]
+    pub fn classic_at(self, address: &str) -> Self {
         let user = self.home.user().to_owned();
-        let words = ["--classic", "127.0.0.1:0", "--classic-user", &user];
+        let words = ["--classic", address, "--classic-user", &user];
         words.into_iter().fold(self, Self::serve_arg)
     }
 

@@ -201,6 +201,17 @@ fn a_command_that_is_too_long_is_answered_and_not_run() {
     let said = String::from_utf8(answer(&mut client)).unwrap();
     assert!(said.contains("longer than 524288 bytes; nothing was run"), "{said}");
     assert_eq!(rest(&mut client), b"");
+
+    // One that arrives while another command runs does not end that one.
+    let (started, go) = (host.fifo("started"), host.fifo("go"));
+    let mut client = connect(&host);
+    let waiting = format!("echo started > {}; read line < {}", started.word(), go.word());
+    client.write_all(waiting.as_bytes()).unwrap();
+    assert_eq!(started.line(), "started");
+    client.write_all(command.as_bytes()).unwrap();
+    go.release();
+    assert_eq!(answer(&mut client), b"");
+    assert!(answer(&mut client).starts_with(b"afar: the command is longer than"));
     assert!(!marker.exists());
 }
 
@@ -424,6 +435,24 @@ except ConnectionResetError:
     assert_eq!(ask(&mut connect(&host), "echo ours"), "ours\n");
     assert!(!marker.exists());
     assert!(host.log().contains("uid 65534 may not run commands here"), "{}", host.log());
+}
+
+#[test]
+fn where_everybody_may_reach_it_a_user_of_this_machine_is_still_held_to_its_uid() {
+    // C-5.3. (0.0.0.0 is this machine to a client.)
+    let builder = Host::builder().classic_at("0.0.0.0:0");
+    let host = builder.serve_arg("--dangerously-classic-anywhere").start();
+    assert_eq!(ask(&mut connect(&host), "echo ours"), "ours\n");
+    let refused = "
+client = connect()
+client.send(b'echo x')
+try:
+    assert client.recv(1) == b''
+except ConnectionResetError:
+    pass
+";
+    let Some(output) = as_nobody(&host, refused) else { return };
+    output.success();
 }
 
 #[test]

@@ -76,21 +76,26 @@ impl Peer {
     /// Resolves when nobody waits for an answer any more (`C-2.4`). What arrives meanwhile is the
     /// next command's, up to its limit. Cancellation safe.
     pub(super) async fn departure(&mut self) {
-        while self.reading == Reading::Open {
-            if self.reader.is_full() {
-                return;
-            }
+        while self.reading == Reading::Open && !self.reader.is_full() {
             match self.socket.readable().await {
                 Ok(()) => self.read(),
                 Err(_) => self.reading = Reading::Broken,
             }
         }
-        // The end of what a client sends arrives alike from one that has gone and from one that
-        // only says that it will send no more. On this machine the kernel can tell them apart.
-        while self.reading == Reading::Ended
-            && matches!(tcp_peer(&self.socket), Ok(TcpPeer::User(_)))
-        {
+        while self.may_be_there() {
             tokio::time::sleep(PRESENCE_INTERVAL).await;
+        }
+    }
+
+    /// Whether somebody may still wait, once reading on tells no more.
+    fn may_be_there(&self) -> bool {
+        match self.reading {
+            Reading::Broken => false,
+            // The end of what a client sends arrives alike from one that has gone and from one that
+            // only says that it will send no more. On this machine the kernel can tell them apart.
+            Reading::Ended => matches!(tcp_peer(&self.socket), Ok(TcpPeer::User(_))),
+            // It has sent more than a command may have, and its end, if there is one, is behind that.
+            Reading::Open => !matches!(tcp_peer(&self.socket), Ok(TcpPeer::Gone)),
         }
     }
 
