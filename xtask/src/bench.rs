@@ -5,6 +5,7 @@
 //! as long as the run; whatever it started is ended by pid. A peer or a floor that cannot be
 //! measured is an error, or (`--peers-only`) named in the result.
 
+mod classic;
 mod machine;
 mod measure;
 mod process;
@@ -29,7 +30,7 @@ usage: cargo xtask bench [OPTIONS]
 
   --quick          2 rounds instead of 5, 1 GiB of bulk instead of 4
   --rounds N       so many rounds
-  --only ROWS      of cold,xargs,sequential,in-flight,bulk-down,bulk-up,lines, with commas
+  --only ROWS      of cold,xargs,sequential,in-flight,classic,bulk-down,bulk-up,lines, with commas
   --write          puts the table into docs/performance.md as well
   --record FILE    writes every sample as JSON
   --peers-only     builds nothing and leaves out afar, and says so
@@ -125,7 +126,9 @@ fn not_built(failure: &Failure) -> Failure {
 fn missing_helper(row: Row, contender: Contender, helpers: &Helpers) -> Option<&'static str> {
     let (name, path) = match (row, contender) {
         (_, Contender::BareTls) => ("bare_tls", &helpers.bare_tls),
-        (Row::Sequential | Row::InFlight, Contender::Local) => ("spawn_loop", &helpers.spawn_loop),
+        (Row::Sequential | Row::InFlight | Row::Classic, Contender::Local) => {
+            ("spawn_loop", &helpers.spawn_loop)
+        }
         _ => return None,
     };
     (!path.is_file()).then_some(name)

@@ -50,6 +50,7 @@ pub(crate) const FOR_BENCH: &[Peer] = &[
     peer("dbclient", "dropbear-bin"),
     peer("dropbearkey", "dropbear-bin"),
     peer("xargs", "findutils"),
+    peer("python3", "python3"),
     peer("cc", "gcc"),
 ];
 

@@ -19,6 +19,8 @@ const LINES_BYTES: u64 = 168_888_897;
 const IN_FLIGHT: u64 = 32;
 /// Some two seconds of them.
 const COMMANDS: u64 = 3000;
+/// The script waits 40 ms for each.
+const SCRIPT_COMMANDS: u64 = 50;
 
 /// How much is measured in one go.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +71,7 @@ impl Bench<'_> {
                 let in_session = ["--session", "bench"];
                 Ok(vec![(Metric::Sessions, self.commands(contender, 1, &in_session)?)])
             }
+            Row::Classic => Ok(vec![(Metric::Classic, self.classic(contender)?)]),
             Row::BulkDown => self.bulk_down(contender),
             Row::BulkUp => self.bulk_up(contender),
             Row::Lines => {
@@ -98,7 +101,7 @@ impl Bench<'_> {
             Contender::SshWarm => 400,
             Contender::Dbclient => 200,
             Contender::Afar => 800,
-            Contender::Local | Contender::BareTls => 2000,
+            Contender::Local | Contender::BareTls | Contender::Script => 2000,
         };
         let client = if contender == Contender::Dbclient {
             self.rig.dbclient_from_many_addresses(&["true"])?
@@ -144,6 +147,17 @@ impl Bench<'_> {
                 self.helper_says(&mut helper, "commands_per_s")
             }
         }
+    }
+
+    /// Commands a second on one connection of the classic protocol, by the same client of everybody;
+    /// next to that, how many processes could be started.
+    fn classic(&self, contender: Contender) -> Result<f64> {
+        if contender == Contender::Local {
+            return self.commands(contender, 1, &[]);
+        }
+        let count = if contender == Contender::Script { SCRIPT_COMMANDS } else { COMMANDS };
+        let mut client = self.rig.classic_client(contender, count)?;
+        self.helper_says(&mut client, "commands_per_s")
     }
 
     /// The same through ssh: a client process for each command, on the master's connection.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::classic;
 use super::process::{self, Snapshot};
 use super::rows::Contender;
 use crate::failure::{Failure, Result};
@@ -34,6 +35,7 @@ pub(super) struct Rig {
     sshd: Server,
     dropbear: Server,
     master: Server,
+    script: Server,
     afar: Option<Afar>,
 }
 
@@ -49,6 +51,7 @@ struct Server {
 struct Afar {
     program: PathBuf,
     server: Server,
+    classic_port: u16,
 }
 
 /// A server's processor time so far.
@@ -81,15 +84,16 @@ impl Rig {
             sshd: none(),
             dropbear: none(),
             master: none(),
+            script: none(),
             afar: None,
         };
         rig.prepare()?;
         rig.sshd = rig.start_sshd()?;
         rig.dropbear = rig.start_dropbear()?;
         rig.master = rig.start_master()?;
+        rig.script = rig.start_script()?;
         if let Some(program) = afar {
-            let server = rig.start_afar(program)?;
-            rig.afar = Some(Afar { program: program.to_owned(), server });
+            rig.afar = Some(rig.start_afar(program)?);
         }
         Ok(rig)
     }
@@ -111,6 +115,10 @@ impl Rig {
                 self.ssh(&["-S", &control.to_string_lossy()], remote)?
             }
             Contender::Dbclient => self.dbclient(&[], remote)?,
+            Contender::Script => {
+                let message = "the script speaks the classic protocol only";
+                return Err(Failure::Check(message.to_owned()));
+            }
             Contender::Afar => {
                 let mut command = Command::new(self.afar_program()?);
                 command.args(["run", "-q", "-F", "/dev/null"]);
@@ -131,6 +139,15 @@ impl Rig {
         Ok(command)
     }
 
+    /// The classic protocol's client, for so many commands.
+    pub(super) fn classic_client(&self, contender: Contender, count: u64) -> Result<Command> {
+        let afar = self.afar.as_ref().filter(|_| contender == Contender::Afar);
+        let port = afar.map_or(self.script.port, |afar| afar.classic_port);
+        let mut command = classic::client(self.files.path(), port, count)?;
+        command.stderr(self.log("clients")?);
+        Ok(command)
+    }
+
     /// The command line of a helper that uses afar's library: the target, and what proves both ends.
     pub(super) fn afar_helper(&self, program: &Path) -> Result<Command> {
         let mut command = Command::new(program);
@@ -142,7 +159,7 @@ impl Rig {
     /// The processor time that the server of `contender` has taken, once it is idle again.
     pub(super) fn server_cpu(&self, contender: Contender) -> CpuSeconds {
         let seconds = match contender {
-            Contender::Local | Contender::BareTls => 0.0,
+            Contender::Local | Contender::BareTls | Contender::Script => 0.0,
             Contender::Ssh | Contender::SshFast | Contender::SshWarm => {
                 let tree = |snapshot: &Snapshot| snapshot.tree(self.sshd.pid);
                 process::settled_seconds(self.sshd.processes_idle, tree)
@@ -354,12 +371,26 @@ impl Rig {
         Ok(Server { pid: child.id(), port: 0, processes_idle: 1 })
     }
 
-    fn start_afar(&self, program: &Path) -> Result<Server> {
+    fn start_script(&self) -> Result<Server> {
+        classic::prepare(self.files.path())?;
+        let port = free_port()?;
+        let mut child = classic::server(self.files.path(), port)?
+            .stdin(Stdio::null())
+            .stdout(self.log("script")?)
+            .stderr(self.log("script")?)
+            .spawn()
+            .map_err(Failure::io("start the script"))?;
+        self.wait_for(&mut child, "the script", || classic::listens(port))?;
+        Ok(Server { pid: child.id(), port, processes_idle: 1 })
+    }
+
+    fn start_afar(&self, program: &Path) -> Result<Afar> {
         let ready = self.file("afar.ready");
         let mut command = Command::new(program);
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--ready-file"])
             .arg(&ready)
+            .args(["--classic", "127.0.0.1:0", "--classic-user", &self.user])
             .arg("--host-key")
             .arg(self.file("host"))
             .arg("--authorized-keys")
@@ -374,12 +405,15 @@ impl Rig {
         let address = || fs::read_to_string(&ready).ok().filter(|text| text.ends_with('\n'));
         self.wait_for(&mut child, "afar serve", || address().is_some())?;
         let text = address().unwrap_or_default();
-        let port = text.lines().next().and_then(|line| line.rsplit_once(':')?.1.parse().ok());
-        let port = port.ok_or_else(|| {
-            Failure::Check(format!("the ready file of afar serve holds no address: {text:?}"))
-        })?;
+        let ports: Option<Vec<u16>> =
+            text.lines().map(|line| line.rsplit_once(':')?.1.parse().ok()).collect();
+        let Some(&[port, classic_port]) = ports.as_deref() else {
+            let message = format!("the ready file of afar serve holds no two addresses: {text:?}");
+            return Err(Failure::Check(message));
+        };
         self.know_host(port)?;
-        Ok(Server { pid: child.id(), port, processes_idle: 1 })
+        let server = Server { pid: child.id(), port, processes_idle: 1 };
+        Ok(Afar { program: program.to_owned(), server, classic_port })
     }
 
     fn wait_for(&self, child: &mut Child, name: &str, ready: impl Fn() -> bool) -> Result<()> {

@@ -15,11 +15,13 @@ pub(super) enum Contender {
     /// OpenSSH over a connection that is already there (ControlMaster).
     SshWarm,
     Dbclient,
+    /// A small blocking server in Python, of the classic protocol.
+    Script,
 }
 
 impl Contender {
     /// The columns, in order.
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Local,
         Self::BareTls,
         Self::Afar,
@@ -27,6 +29,7 @@ impl Contender {
         Self::SshFast,
         Self::SshWarm,
         Self::Dbclient,
+        Self::Script,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -38,6 +41,7 @@ impl Contender {
             Self::SshFast => "ssh curve25519, aes128-gcm",
             Self::SshWarm => "ssh ControlMaster",
             Self::Dbclient => "dbclient",
+            Self::Script => "Python script",
         }
     }
 }
@@ -50,18 +54,20 @@ pub(super) enum Row {
     Sequential,
     InFlight,
     Sessions,
+    Classic,
     BulkDown,
     BulkUp,
     Lines,
 }
 
 impl Row {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Cold,
         Self::Xargs,
         Self::Sequential,
         Self::InFlight,
         Self::Sessions,
+        Self::Classic,
         Self::BulkDown,
         Self::BulkUp,
         Self::Lines,
@@ -75,6 +81,7 @@ impl Row {
             Self::Sequential => "sequential",
             Self::InFlight => "in-flight",
             Self::Sessions => "sessions",
+            Self::Classic => "classic",
             Self::BulkDown => "bulk-down",
             Self::BulkUp => "bulk-up",
             Self::Lines => "lines",
@@ -83,10 +90,11 @@ impl Row {
 
     /// Who takes part. A warm ssh moves bulk as a cold one does; only the start differs.
     pub(super) fn contenders(self) -> &'static [Contender] {
-        use Contender::{Afar, BareTls, Dbclient, Local, Ssh, SshFast, SshWarm};
+        use Contender::{Afar, BareTls, Dbclient, Local, Script, Ssh, SshFast, SshWarm};
         match self {
             Self::Cold | Self::Xargs => &[Local, Afar, Ssh, SshFast, SshWarm, Dbclient],
             Self::Sequential | Self::InFlight | Self::Sessions => &[Local, Afar, SshWarm],
+            Self::Classic => &[Local, Afar, Script],
             Self::BulkDown => &[Local, BareTls, Afar, Ssh, SshFast, Dbclient],
             Self::BulkUp => &[Local, BareTls, Afar, Ssh, SshFast, Dbclient],
             Self::Lines => &[Local, Afar, Ssh, SshFast, Dbclient],
@@ -102,6 +110,7 @@ pub(super) enum Metric {
     Sequential,
     InFlight,
     Sessions,
+    Classic,
     BulkDown,
     BulkDownCpu,
     BulkDownClientCpu,
@@ -156,6 +165,7 @@ impl Metric {
             Self::Sequential => "commands on one connection, in sequence",
             Self::InFlight => "commands on one connection, 32 in flight",
             Self::Sessions => "commands in one session, in sequence (others: each its own process)",
+            Self::Classic => "commands on one connection of the classic protocol",
             Self::BulkDown => "bulk down",
             Self::BulkDownCpu => "bulk down, both ends",
             Self::BulkDownClientCpu => "bulk down, client",
@@ -176,6 +186,7 @@ impl Metric {
             Self::Sequential => "sequential",
             Self::InFlight => "in_flight",
             Self::Sessions => "sessions",
+            Self::Classic => "classic",
             Self::BulkDown => "bulk_down",
             Self::BulkDownCpu => "bulk_down_cpu",
             Self::BulkDownClientCpu => "bulk_down_client_cpu",
@@ -191,7 +202,9 @@ impl Metric {
     pub(super) fn unit(self) -> Unit {
         match self {
             Self::Cold => Unit::Milliseconds,
-            Self::Xargs | Self::Sequential | Self::InFlight | Self::Sessions => Unit::PerSecond,
+            Self::Xargs | Self::Sequential | Self::InFlight | Self::Sessions | Self::Classic => {
+                Unit::PerSecond
+            }
             Self::BulkDown | Self::BulkUp | Self::Lines => Unit::MegabytesPerSecond,
             Self::BulkDownCpu
             | Self::BulkDownClientCpu
@@ -213,6 +226,7 @@ impl Metric {
             Self::InFlight => &[Times(0.60, Local)],
             // A shell that is there need not be started.
             Self::Sessions => &[Times(1.0, Local), AtLeast(800.0)],
+            Self::Classic => &[AtLeast(800.0)],
             Self::BulkDown | Self::BulkUp => &[Times(2.5, Ssh), Times(1.4, SshFast)],
             // At most 0.6 of what ssh takes.
             Self::BulkDownCpu | Self::BulkUpCpu => &[Times(1.0 / 0.6, Ssh)],
