@@ -30,7 +30,7 @@ usage: cargo xtask bench [OPTIONS]
 
   --quick          2 rounds instead of 5, 1 GiB of bulk instead of 4
   --rounds N       so many rounds
-  --only ROWS      of cold,xargs,sequential,in-flight,classic,bulk-down,bulk-up,lines, with commas
+  --only ROWS      of cold,xargs,sequential,in-flight,sessions,classic,bulk-down,bulk-up,lines, with commas
   --write          puts the table into docs/performance.md as well
   --record FILE    writes every sample as JSON
   --peers-only     builds nothing and leaves out afar, and says so
