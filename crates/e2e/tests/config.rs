@@ -259,6 +259,12 @@ fn another_host_key_is_proved_after_a_reload() {
     let other = host.make_key("other_key");
     configured.write(&configured.with("authorized_keys", &other, ""));
     host.reload();
+    // What can't be exchanged is said; this server was told its address on its command line.
+    assert!(!host.log().contains("until a restart"), "{}", host.log());
+    let classic = configured.with("authorized_keys", &other, "classic = [\"127.0.0.1:0\"]");
+    configured.write(&classic);
+    host.reload();
+    assert!(host.log().contains("stay as they were until a restart"), "{}", host.log());
     let output = host.script("true").output();
     assert_refused(&output, &["host key"]);
     fs::remove_file(host.known_hosts()).unwrap();

@@ -42,7 +42,7 @@ const KEEPALIVE: Keepalive = Keepalive {
 };
 
 /// What is asked of the classic protocol's server.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClassicConfig {
     /// Addresses, `HOST:PORT`; port 0 picks a free one.
     pub listen: Vec<String>,

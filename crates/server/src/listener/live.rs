@@ -14,6 +14,7 @@ use tokio::signal::unix::Signal;
 use super::gate::Gate;
 use super::trust::ServerFiles;
 use super::{ServeConfig, ServeError, Shared, classic_of, ready, serving_user};
+use crate::classic::ClassicConfig;
 use crate::launch::Launcher;
 use crate::monitor::{Monitor, MonitorConfig};
 use crate::paths::state_dir;
@@ -117,22 +118,30 @@ pub fn check(config: &ServeConfig) -> Result<(), ServeError> {
     Ok(())
 }
 
+/// What was opened at the start, and stays so.
+pub(super) struct Opened {
+    pub(super) listen: Vec<String>,
+    pub(super) classic: ClassicConfig,
+}
+
 /// Exchanges what is in effect at every signal, as long as nothing is wrong with the new.
 pub(super) async fn reload_at(
     mut signal: Signal,
     reload: Arc<Reload>,
     shared: Arc<Shared>,
-    listen: Vec<String>,
+    opened: Opened,
 ) {
+    let opened = Arc::new(opened);
     while signal.recv().await.is_some() {
-        let (reload, shared, listen) = (Arc::clone(&reload), Arc::clone(&shared), listen.clone());
+        let (reload, shared) = (Arc::clone(&reload), Arc::clone(&shared));
+        let opened = Arc::clone(&opened);
         // Files can be on a disk that does not answer.
-        let done = tokio::task::spawn_blocking(move || reload_now(&*reload, &shared, &listen));
+        let done = tokio::task::spawn_blocking(move || reload_now(&*reload, &shared, &opened));
         let _ = done.await;
     }
 }
 
-fn reload_now(reload: &Reload, shared: &Shared, listen: &[String]) {
+fn reload_now(reload: &Reload, shared: &Shared, opened: &Opened) {
     ready::notify_reloading();
     let before = shared.current.get();
     let loaded = reload().and_then(|config| {
@@ -144,8 +153,9 @@ fn reload_now(reload: &Reload, shared: &Shared, listen: &[String]) {
             shared.current.set(live);
             shared.door.set_rules(config.door);
             shared.log.info("the configuration was read anew");
-            if config.listen != listen {
-                shared.log.info("the addresses that are listened on stay until a restart");
+            if config.listen != opened.listen || config.classic != opened.classic {
+                let what = "the addresses that are listened on, and the classic protocol,";
+                shared.log.info(&format!("{what} stay as they were until a restart"));
             }
         }
         Err(problem) => {

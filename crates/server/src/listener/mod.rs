@@ -218,7 +218,8 @@ pub fn serve(
     let runtime = runtime()?;
     if let Some(hangup) = hangup(&runtime)? {
         let reload: Arc<Reload> = Arc::new(reload);
-        runtime.spawn(live::reload_at(hangup, reload, Arc::clone(&shared), config.listen));
+        let opened = live::Opened { listen: config.listen, classic: config.classic };
+        runtime.spawn(live::reload_at(hangup, reload, Arc::clone(&shared), opened));
     }
     let ready = Ready {
         addresses: addresses_of(&entrances, Protocol::Afar),
