@@ -4,10 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use afar_core::authorized_keys::{AuthorizedKeys, Context, Decision, UserEnvironment};
+use afar_core::certificate::{Certificate, UserCheck};
 use afar_core::host_set;
 use afar_core::key::PublicKeyBlob;
 use afar_core::known_hosts::{self, HostKeys, KnownHostsFile, NameKind, Verdict};
 use afar_core::limits::{DIAGNOSTICS_MAX, HOST_SET_NAMES_MAX};
+use afar_core::policy::Grant;
+use afar_core::revocation::{Revocation, RevokedKeys};
 use afar_core::ssh_config::{self, ConfigFile};
 use afar_core::target::{JobTarget, Target};
 
@@ -152,6 +155,69 @@ fn ssh_config() {
         }
     });
     assert!(accepted >= 10, "{accepted}");
+}
+
+#[test]
+fn fault_77_certificates() {
+    const NOW_S: i64 = 1_795_341_600;
+    let (mut read, mut let_in) = (0, 0);
+    for_each_file("certificate", |name, bytes| {
+        let Ok(blob) = PublicKeyBlob::from_wire(bytes.to_vec()) else { return };
+        let Ok(certificate) = Certificate::parse(&blob) else { return };
+        read += 1;
+        let signature = certificate.signature();
+        let length = u32::try_from(signature.len()).unwrap();
+        let whole = [certificate.signed(), &length.to_be_bytes(), signature].concat();
+        assert_eq!(whole, bytes, "{name}");
+        let names: Vec<&str> = certificate.principals().iter().map(String::as_str).collect();
+        let source = Some([10, 0, 0, 1].into());
+        if let Ok(restrictions) =
+            certificate.check_user(UserCheck { names: &names, now_s: NOW_S, source })
+        {
+            let_in += 1;
+            assert!(names.contains(&"ann") && !restrictions.expired(NOW_S), "{name}");
+            assert!(certificate.check_host(names[0], NOW_S).is_err(), "{name}");
+        }
+        let nobody = UserCheck { names: &["nobody"], now_s: NOW_S, source };
+        assert!(certificate.check_user(nobody).is_err(), "{name}");
+    });
+    assert!(read >= 12 && let_in >= 9 && let_in < read, "{read} {let_in}");
+}
+
+#[test]
+fn fault_76_revoked_keys() {
+    let (mut read, mut refused) = (0, 0);
+    for_each_file("revoked_keys", |name, bytes| {
+        for key in keys() {
+            match RevokedKeys::parse(bytes) {
+                Ok(revoked) => {
+                    read += 1;
+                    assert_eq!(revoked.find(&key, None), None, "{name}");
+                }
+                Err(error) => {
+                    refused += 1;
+                    assert!(!error.to_string().chars().any(char::is_control), "{name}: {error}");
+                }
+            }
+            let with_key = [bytes, b"\n", key.to_fields().as_bytes()].concat();
+            if let Ok(revoked) = RevokedKeys::parse(&with_key) {
+                assert_eq!(revoked.find(&key, None), Some(Revocation::Key), "{name}");
+            }
+        }
+    });
+    assert!(read >= 30 && refused >= 15, "{read} {refused}");
+}
+
+#[test]
+fn grants() {
+    let mut taken = Vec::new();
+    for_each_file("grant", |name, bytes| {
+        if let Ok(grant) = Grant::decode(bytes) {
+            assert_eq!(Grant::decode(&grant.encode()), Ok(grant), "{name}");
+            taken.push(name.to_owned());
+        }
+    });
+    assert_eq!(taken, ["bytes", "delegated", "forced", "key", "local", "negative", "variables"]);
 }
 
 #[test]
