@@ -78,6 +78,8 @@ impl Shell {
         // Asked for instead of known: the procfs may be another pid namespace's.
         let own_fds = std::fs::read_link("/proc/self").map_err(no_room)?;
         let own_fds = format!("/proc/{}/fd", own_fds.display());
+        check_reachable(Path::new(&own_fds), supervisor.user.uid)
+            .map_err(|why| refuse_unsupported(&why))?;
         let child = spawn(&SpawnRequest {
             program: &program,
             argv: &argv,
@@ -143,6 +145,7 @@ impl Shell {
         let Turn { text, exports, .. } = turn;
         let evaluation = Evaluation { number: self.number, text, exports, paths };
         let mut lines = self.driver.compose(&evaluation);
+        let mut sent = 0;
         let mut received = Vec::new();
         loop {
             tokio::select! {
@@ -168,10 +171,9 @@ impl Shell {
                         return Ok(Evaluated::Ended(ended));
                     }
                 }
-                written = write_some(&self.script, &lines), if !lines.is_empty() => {
+                written = write_some(&self.script, unsent(&lines, sent)), if sent < lines.len() => {
                     // A shell that reads no more is about to end, which is seen above.
-                    let written = written.unwrap_or(lines.len());
-                    lines.drain(..written);
+                    sent = written.map_or(lines.len(), |count| sent + count);
                 }
             }
         }
@@ -220,6 +222,22 @@ impl Shell {
     }
 }
 
+fn unsent(lines: &[u8], sent: usize) -> &[u8] {
+    lines.get(sent..).unwrap_or_default()
+}
+
+/// Whether the shell, a process of this user's, can open our descriptors by their paths. The
+/// kernel gives them to root when our program may be executed by the user and not read (proc(5),
+/// "dumpable"); the shell would then wait for streams that it never gets.
+fn check_reachable(own_fds: &Path, uid: u32) -> Result<(), String> {
+    use std::os::unix::fs::MetadataExt as _;
+    match own_fds.metadata() {
+        Ok(found) if uid == 0 || found.uid() == uid => Ok(()),
+        Ok(_) => Err("a session needs a program of afar's that its user may read".to_owned()),
+        Err(error) => Err(format!("a session needs {}: {error}", own_fds.display())),
+    }
+}
+
 async fn read_some(pipe: &AsyncFd<OwnedFd>, received: &mut Vec<u8>) -> io::Result<usize> {
     let mut buffer = [0; 4096];
     loop {
@@ -238,5 +256,20 @@ async fn write_some(pipe: &AsyncFd<OwnedFd>, bytes: &[u8]) -> io::Result<usize> 
         if let Ok(written) = guard.try_io(|pipe| Ok(rustix::io::write(pipe.get_ref(), bytes)?)) {
             return written;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_that_another_user_owns_are_out_of_reach() {
+        let uid = afar_sys::users::effective_uid();
+        assert_eq!(check_reachable(Path::new("/proc/self/fd"), uid), Ok(()));
+        let other = check_reachable(Path::new("/proc/self/fd"), uid + 1);
+        assert!(other.is_err_and(|why| why.contains("may read")));
+        let missing = check_reachable(Path::new("/proc/self/nothing"), uid);
+        assert!(missing.is_err_and(|why| why.contains("/proc/self/nothing")));
     }
 }
