@@ -21,3 +21,6 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Size at which a supervisor's log starts anew.
 pub const LOG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// How often a supervisor looks whether its socket can still be found.
+pub const SOCKET_INTERVAL: Duration = Duration::from_secs(15);

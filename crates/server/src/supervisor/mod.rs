@@ -28,7 +28,7 @@ use afar_sys::users::{User, current_user, effective_uid};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, watch};
 
-use crate::limits::{GRANT_DEADLINE, STOP_TIMEOUT};
+use crate::limits::{GRANT_DEADLINE, SOCKET_INTERVAL, STOP_TIMEOUT};
 use crate::log::Log;
 use conversation::Conversation;
 use socket::{Claim, Socket};
@@ -204,6 +204,8 @@ async fn serve(
     let mut term = signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?;
     let mut socket = Some(claim.listen()?);
     say_ready();
+    let mut look = tokio::time::interval(SOCKET_INTERVAL);
+    let mut idling = Box::pin(idle(supervisor.busy.subscribe(), idle_exit));
     loop {
         tokio::select! {
             accepted = accept(socket.as_ref()) => match accepted {
@@ -213,7 +215,13 @@ async fn serve(
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             },
-            () = idle(supervisor.busy.subscribe(), idle_exit) => {
+            _ = look.tick() => {
+                if let Some(renewed) = renewed(socket.as_ref(), &supervisor.log) {
+                    socket = Some(renewed);
+                }
+            }
+            () = &mut idling => {
+                idling = Box::pin(idle(supervisor.busy.subscribe(), idle_exit));
                 let Some(open) = socket.take() else { return Ok(()) };
                 let (late, claim) = open.close()?;
                 if late.is_empty() {
@@ -230,6 +238,26 @@ async fn serve(
                 stop(&supervisor).await;
                 return Ok(());
             }
+        }
+    }
+}
+
+/// Another socket, if this one is lost and there can be one. Jobs go on in any case; without one this
+/// supervisor ends when it has nothing more to do.
+fn renewed(socket: Option<&Socket>, log: &Log) -> Option<Socket> {
+    let lost = socket.filter(|socket| socket.is_lost())?;
+    match lost.renew() {
+        Ok(Some(renewed)) => {
+            log.info("the socket was gone; there is a new one");
+            Some(renewed)
+        }
+        Ok(None) => {
+            log.debug("the socket is gone, and another supervisor has its place");
+            None
+        }
+        Err(error) => {
+            log.debug(&format!("the socket is gone: {error}"));
+            None
         }
     }
 }

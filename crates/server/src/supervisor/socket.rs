@@ -6,8 +6,9 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener as StdListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use afar_sys::exec::take_passed;
 use afar_sys::private_files::try_lock_exclusive;
@@ -24,6 +25,8 @@ const BACKLOG: u16 = 1024;
 pub(super) struct Socket {
     listener: UnixListener,
     kind: Kind,
+    /// Device and inode of the socket's file, where the place is our own.
+    file: Option<(u64, u64)>,
 }
 
 /// What is known before there is a runtime to listen with.
@@ -34,7 +37,7 @@ pub(super) struct Claim {
 }
 
 enum Kind {
-    Own { path: PathBuf, _lock: OwnedFd },
+    Own { path: PathBuf, lock: OwnedFd },
     Passed { _lock: OwnedFd },
 }
 
@@ -45,7 +48,7 @@ impl Claim {
         let lock = try_lock_exclusive(&directory.join(LOCK_NAME))
             .map_err(io_error("cannot take the supervisor's lock"))?;
         let path = directory.join(SOCKET_NAME);
-        Ok(lock.map(|lock| Self { kind: Kind::Own { path, _lock: lock }, bound: None }))
+        Ok(lock.map(|lock| Self { kind: Kind::Own { path, lock }, bound: None }))
     }
 
     /// The place that [`as_user`](crate::launch::as_user) has taken. To be called before any
@@ -70,8 +73,17 @@ impl Claim {
             (Kind::Passed { .. }, None) => Err(io::ErrorKind::NotConnected.into()),
         };
         let listener = listener.and_then(to_async).map_err(io_error("cannot listen"))?;
-        Ok(Socket { listener, kind })
+        let file = match &kind {
+            Kind::Own { path, .. } => identity(path),
+            Kind::Passed { .. } => None,
+        };
+        Ok(Socket { listener, kind, file })
     }
+}
+
+/// What a name stands for: device and inode.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 fn to_async(listener: StdListener) -> io::Result<UnixListener> {
@@ -85,10 +97,37 @@ impl Socket {
         self.listener.accept().await.map(|(stream, _)| stream)
     }
 
+    /// Whether nobody can find it any more: a runtime directory goes when its user logs out, and what
+    /// is in `/tmp` when it is old.
+    pub(super) fn is_lost(&self) -> bool {
+        match &self.kind {
+            Kind::Own { path, .. } => identity(path) != self.file,
+            Kind::Passed { .. } => false,
+        }
+    }
+
+    /// Another socket in the place of one that is lost; `None` if another supervisor has the place by
+    /// now.
+    pub(super) fn renew(&self) -> Result<Option<Self>, SupervisorError> {
+        let Kind::Own { path, lock } = &self.kind else { return Ok(None) };
+        let locked = rustix::fs::fstat(lock).map_err(|error| io_error("no lock")(error.into()))?;
+        let claim =
+            if identity(&path.with_file_name(LOCK_NAME)) == Some((locked.st_dev, locked.st_ino)) {
+                // Only the socket is gone, and the place is still ours.
+                let lock = lock.try_clone().map_err(io_error("cannot keep the lock"))?;
+                Some(Claim { kind: Kind::Own { path: path.clone(), lock }, bound: None })
+            } else {
+                Claim::own()?
+            };
+        claim.map(Claim::listen).transpose()
+    }
+
     /// Nobody can connect any more; whoever connects from now on finds no supervisor, and starts the
     /// next one.
     pub(super) fn refuse(&self) {
         match &self.kind {
+            // Where it is gone, another supervisor's may be in its place.
+            Kind::Own { .. } if self.is_lost() => {}
             Kind::Own { path, .. } => {
                 let _ = std::fs::remove_file(path);
             }
@@ -115,5 +154,44 @@ impl Socket {
             Kind::Passed { .. } => None,
         };
         Ok((late, claim))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(path: PathBuf) -> Claim {
+        let lock = try_lock_exclusive(&path.with_file_name(LOCK_NAME)).unwrap().unwrap();
+        Claim { kind: Kind::Own { path, lock }, bound: None }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_gone_is_noticed_and_renewed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(SOCKET_NAME);
+        let socket = claim(path.clone()).listen().unwrap();
+        assert!(!socket.is_lost());
+        std::fs::remove_file(&path).unwrap();
+        assert!(socket.is_lost());
+        let renewed = socket.renew().unwrap().unwrap();
+        assert!(!renewed.is_lost());
+        drop(socket);
+        let (connected, accepted) = tokio::join!(UnixStream::connect(&path), renewed.accept());
+        assert!(connected.is_ok() && accepted.is_ok());
+        // The lock is still the only one.
+        assert!(try_lock_exclusive(&path.with_file_name(LOCK_NAME)).unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn the_socket_of_another_supervisor_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(SOCKET_NAME);
+        let first = claim(path.clone()).listen().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::remove_file(path.with_file_name(LOCK_NAME)).unwrap();
+        let second = claim(path).listen().unwrap();
+        first.close().unwrap();
+        assert!(!second.is_lost());
     }
 }
