@@ -116,12 +116,18 @@ impl Source {
 
     fn read(&mut self, prompt: &str) -> Line {
         match self {
-            Self::Editor(editor) => match editor.read_line(&Target(prompt.to_owned())) {
-                Ok(Signal::Success(line)) => Line::Text(line.into_bytes()),
-                Ok(Signal::CtrlC) => Line::Interrupted,
-                Ok(Signal::CtrlD) => Line::End,
-                Err(error) => Line::Failed(error.to_string()),
-            },
+            Self::Editor(editor) => {
+                let read = editor.read_line(&Target(prompt.to_owned()));
+                // Now, because this thread is not waited for at the end. What can't be kept is lost
+                // to the history, and no failure of the line.
+                let _ = editor.sync_history();
+                match read {
+                    Ok(Signal::Success(line)) => Line::Text(line.into_bytes()),
+                    Ok(Signal::CtrlC) => Line::Interrupted,
+                    Ok(Signal::CtrlD) => Line::End,
+                    Err(error) => Line::Failed(error.to_string()),
+                }
+            }
             Self::Plain { prompt: wanted } => {
                 if *wanted {
                     let _ = io::stderr().write_all(format!("{prompt}> ").as_bytes());
