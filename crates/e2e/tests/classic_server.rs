@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::DirBuilderExt as _;
 
-use afar_e2e::{DEADLINE, Digest, Home, Host, Output, Run, Sink};
+use afar_e2e::{Account, DEADLINE, Digest, Home, Host, Output, Run, Sink, afar, can_make_accounts};
 
 /// What the scripts do: a length with `struct`, a header with `json`, a loop for the rest.
 const CLIENT: &str = r#"
@@ -221,7 +221,9 @@ fn fifty_clients_at_once_and_one_that_waits_for_ever() {
     let host = Host::builder().classic().start();
     let started = host.fifo("started");
     let mut stuck = connect(&host);
-    stuck.write_all(format!("echo started > {}; sleep 1000", started.word()).as_bytes()).unwrap();
+    stuck
+        .write_all(format!("sleep 1000 & echo started > {}; wait", started.word()).as_bytes())
+        .unwrap();
     assert_eq!(started.line(), "started");
     python_says(
         &host,
@@ -288,7 +290,9 @@ fn fault_51_a_client_that_goes_away_has_its_command_ended() {
     let host = Host::builder().classic().start();
     let fifo = host.fifo("pid");
     let mut client = connect(&host);
-    client.write_all(format!("echo started > {}; sleep 1000", fifo.word()).as_bytes()).unwrap();
+    client
+        .write_all(format!("sleep 1000 & echo started > {}; wait", fifo.word()).as_bytes())
+        .unwrap();
     assert_eq!(fifo.line(), "started");
     assert!(!host.jobs().is_empty());
     drop(client);
@@ -311,7 +315,9 @@ fn a_client_that_only_ends_its_sending_gets_its_answer() {
 
     // When it then goes away, its command is ended all the same.
     let mut client = connect(&host);
-    client.write_all(format!("echo started > {}; sleep 1000", fifo.word()).as_bytes()).unwrap();
+    client
+        .write_all(format!("sleep 1000 & echo started > {}; wait", fifo.word()).as_bytes())
+        .unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(fifo.line(), "started");
     drop(client);
@@ -435,6 +441,35 @@ except ConnectionResetError:
     assert_eq!(ask(&mut connect(&host), "echo ours"), "ours\n");
     assert!(!marker.exists());
     assert!(host.log().contains("uid 65534 may not run commands here"), "{}", host.log());
+}
+
+#[test]
+fn root_has_the_commands_run_by_another_account_as_that_account() {
+    // C-5.2.
+    if !can_make_accounts() {
+        return;
+    }
+    let (account, stranger) = (Account::new(), Account::new());
+    let mut builder = Host::builder().serve_accounts();
+    for word in ["--classic", "127.0.0.1:0", "--classic-user", account.name()] {
+        builder = builder.serve_arg(word);
+    }
+    let host = builder.start();
+    let mut client = connect(&host);
+    let expected = format!("{}\n{}\n", account.name(), account.home().display());
+    assert_eq!(ask(&mut client, "id -un; pwd"), expected);
+    assert!(ask(&mut client, "cat /etc/shadow").contains("Permission denied"));
+    // More than memory is meant for goes through root's file, of which the account sees nothing.
+    assert_eq!(ask(&mut client, "yes | head -c 1000000").len(), 1_000_000);
+    // The account itself may ask, and nobody else.
+    let address = host.classic_address().to_string();
+    let asked = |by: &Account| by.program(afar(), ["classic", &address, "-c", "id -un"]).output();
+    assert_eq!(asked(&account).success().text(), format!("{}\n", account.name()));
+    let refused = asked(&stranger);
+    assert_eq!(refused.expect_code(255).text(), "");
+    let uid = stranger.uid();
+    let log = host.log();
+    assert!(log.contains(&format!("uid {uid} may not run commands here")), "{log}");
 }
 
 #[test]
