@@ -34,7 +34,7 @@ pub enum Verb {
     Ps,
     /// Forward a connection.
     Forward,
-    /// Run a command in a shell that stays.
+    /// Start a command in a shell that stays.
     Session,
 }
 
@@ -435,10 +435,6 @@ pub enum Denied {
     /// Not one of the key's `permitopen` or `permitlisten`, or not named at all.
     #[error("the key may not forward that (permitopen, permitlisten)")]
     ForwardTarget,
-    /// A session, which runs whatever it is given, where the key's command or the login shell
-    /// decides what is run.
-    #[error("sessions are not for a key with a command of its own, or a restricted login shell")]
-    NoSession,
     /// A job of others: told as if there were none.
     #[error("no such job")]
     NotItsJob,
@@ -458,11 +454,9 @@ impl Denied {
             Self::NotItsJob => RefusalReason::NoSuchJob,
             Self::OriginalTooLong => RefusalReason::TooLong,
             Self::OriginalHoldsNul => RefusalReason::Invalid,
-            Self::Expired
-            | Self::NoPty
-            | Self::NoForwarding
-            | Self::ForwardTarget
-            | Self::NoSession => RefusalReason::Denied,
+            Self::Expired | Self::NoPty | Self::NoForwarding | Self::ForwardTarget => {
+                RefusalReason::Denied
+            }
         }
     }
 }
@@ -493,8 +487,6 @@ enum Rule {
     ByShell,
     /// Denied: no forwarding.
     NoForwarding,
-    /// Denied: no sessions.
-    NoSession,
 }
 
 /// The table. A grant without a limit may do everything that its user may do anyway; a grant with
@@ -504,16 +496,19 @@ enum Rule {
 /// hold it back: that is why only a forced command limits which jobs are seen. A forced command
 /// does not forbid forwarding, in sshd neither (sshd(8): "unless they are explicitly prohibited").
 ///
+/// A session is a shell that runs whatever it is given: where something else decides what is run, that
+/// is run instead, and there is no session.
+///
 /// For people it stands in the specification (`W-4.10`), cell by cell; a test holds both together.
 #[rustfmt::skip]
 const TABLE: [(Limit, [Rule; Verb::ALL.len()]); 4] = {
-    use Rule::{ByShell, NoForwarding, NoPty, NoSession, OwnJob, OwnList, Pass, Replace};
+    use Rule::{ByShell, NoForwarding, NoPty, OwnJob, OwnList, Pass, Replace};
     [
         //                       run      shell    attach  logs    kill    ps       forward       session
-        (Limit::ForcedCommand,  [Replace, Replace, OwnJob, OwnJob, OwnJob, OwnList, Pass,         NoSession]),
+        (Limit::ForcedCommand,  [Replace, Replace, OwnJob, OwnJob, OwnJob, OwnList, Pass,         Replace]),
         (Limit::NoPty,          [NoPty,   NoPty,   Pass,   Pass,   Pass,   Pass,    Pass,         NoPty]),
         (Limit::NoForwarding,   [Pass,    Pass,    Pass,   Pass,   Pass,   Pass,    NoForwarding, Pass]),
-        (Limit::LoginShellOnly, [ByShell, ByShell, Pass,   Pass,   Pass,   Pass,    Pass,         NoSession]),
+        (Limit::LoginShellOnly, [ByShell, ByShell, Pass,   Pass,   Pass,   Pass,    Pass,         ByShell]),
     ]
 };
 
@@ -589,7 +584,6 @@ impl Rule {
             Self::NoPty if facts.pty => return Err(Denied::NoPty),
             Self::NoPty => {}
             Self::NoForwarding => return Err(Denied::NoForwarding),
-            Self::NoSession => return Err(Denied::NoSession),
         }
         Ok(())
     }

@@ -137,6 +137,8 @@ fn a_restricted_login_shell_is_not_got_around() {
     let (host, sshd, account) = (host(), Sshd::serving_accounts(), Account::new());
     authorize(&account, &host, &sshd);
     let target = host.target_of(&account);
+    // Its supervisor runs already, and has seen another shell.
+    script(&host, &account, "true").success();
     account.modify(["-p", "*", "-s", "/bin/rbash"]);
     for words in [["--", "/bin/echo"], ["-c", "/bin/echo"]] {
         let output = host.run_at(&target, words).output();
@@ -146,6 +148,10 @@ fn a_restricted_login_shell_is_not_got_around() {
     let through_ssh = sshd.ssh_as(account.name(), &[], "/bin/echo").output();
     assert_eq!(host.run_at(&target, ["--", "/bin/echo"]).output().code(), through_ssh.code());
     assert_eq!(host.run_at(&target, ["--", "echo", "a b"]).output().success().text(), "a b\n");
+    // Nor by a session, which would be a shell of afar's choice.
+    let words = ["--session", "s", "-c", "/bin/echo"];
+    let output = host.run_at(&target, words).output();
+    assert!(output.error_text().contains("restricted"), "{output:?}");
     // Neither by what the shell itself would read before the command, nor by where it starts.
     let profile = account.write("profile", "echo got around\n", 0o644);
     let variable = format!("BASH_ENV={}", profile.display());

@@ -36,17 +36,11 @@ fn expectation(
     facts: RequestFacts<'_>,
 ) -> Result<Decision, Denied> {
     let is_forced = restrictions.forced_command.is_some();
-    let starts = matches!(verb, Verb::Run | Verb::Shell);
+    let starts = matches!(verb, Verb::Run | Verb::Shell | Verb::Session);
     let by_shell = restrictions.login_shell_only;
     let names_a_job = matches!(verb, Verb::Attach | Verb::Logs | Verb::Kill);
-    if is_forced && verb == Verb::Session {
-        return Err(Denied::NoSession);
-    }
-    if restrictions.no_pty && (starts || verb == Verb::Session) && facts.pty {
+    if restrictions.no_pty && starts && facts.pty {
         return Err(Denied::NoPty);
-    }
-    if by_shell && verb == Verb::Session {
-        return Err(Denied::NoSession);
     }
     if restrictions.no_port_forwarding && verb == Verb::Forward {
         return Err(Denied::NoForwarding);
@@ -93,7 +87,7 @@ fn fault_84_the_whole_table_of_grant_and_verb() {
                 now_s: NOW_S,
                 pty: on(3),
                 own_job: on(4),
-                command: (on(5) && verb == Verb::Run).then_some(&ls),
+                command: (on(5) && matches!(verb, Verb::Run | Verb::Session)).then_some(&ls),
                 forward: (verb == Verb::Forward).then_some(forward),
             };
             for kind in [GrantKind::Key, GrantKind::Delegated, GrantKind::Local] {
@@ -198,7 +192,7 @@ fn answers(verb: Verb, restrictions: &Restrictions) -> &'static str {
     }
     match (plain.execution, plain.surroundings, plain.jobs) {
         (Execution::Forced { original: Some(_), .. }, Surroundings::Accounts, JobsSeen::Own)
-            if verb == Verb::Run =>
+            if verb != Verb::Shell =>
         {
             "forced"
         }
@@ -325,8 +319,7 @@ fn denials_have_the_word_of_the_wire() {
     assert_eq!(Denied::NotItsJob.reason(), RefusalReason::NoSuchJob);
     assert_eq!(Denied::OriginalTooLong.reason(), RefusalReason::TooLong);
     assert_eq!(Denied::OriginalHoldsNul.reason(), RefusalReason::Invalid);
-    use Denied::{Expired, ForwardTarget, NoForwarding, NoPty, NoSession};
-    for denied in [Expired, NoPty, NoForwarding, ForwardTarget, NoSession] {
+    for denied in [Denied::Expired, Denied::NoPty, Denied::NoForwarding, Denied::ForwardTarget] {
         assert_eq!(denied.reason(), RefusalReason::Denied);
     }
 }

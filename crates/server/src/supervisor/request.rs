@@ -12,7 +12,7 @@ use afar_proto::message::{Command, OpenSpec, Refused};
 use afar_proto::outcome::{Phase, RefusalReason, Started};
 use afar_sys::exec_strings::{env_entry, exec_string, exec_strings};
 use afar_sys::resolve::{SpawnFailure, resolve};
-use afar_sys::users::User;
+use afar_sys::users::{User, current_user};
 
 use super::environment::{Variables, login_variables, shell_of};
 
@@ -42,6 +42,8 @@ pub(super) fn prepare(
 ) -> Result<Prepared, Refused> {
     let decision = allowed(grant, Verb::Run, RequestFacts::run(now_s, &spec.command))
         .map_err(|denied| refuse_denied(&denied))?;
+    let fresh = grant.restrictions.login_shell_only.then(fresh_user).transpose()?;
+    let user = fresh.as_ref().unwrap_or(user);
     let cwd = working_directory(spec, &decision, user);
     let mark = new_mark()?;
     let variables = variables(spec, grant, &decision, user, &mark);
@@ -64,6 +66,15 @@ pub(super) fn prepare(
         exec_string(program.as_os_str().as_bytes()).map_err(|error| invalid(&error.to_string()))?;
     let mark = [MARK_VARIABLE.as_bytes(), b"=", &mark].concat();
     Ok(Prepared { program, argv, env, cwd: cwd_string, mark })
+}
+
+/// The user as the database has it now. Where the login shell decides what is run, it must be the one
+/// that the listener has judged, and not one that the account had when this supervisor was started.
+fn fresh_user() -> Result<User, Refused> {
+    let found = current_user().ok().flatten();
+    found.ok_or_else(|| {
+        refused(Phase::Spawn, RefusalReason::Other, "the user database can't tell the login shell")
+    })
 }
 
 /// The argv. A script, and a key's own command, go to the user's shell under its base name, as with

@@ -20,8 +20,8 @@ pub(in crate::supervisor) struct SessionRequest {
 }
 
 /// Prepares a request that names a session, or says why it is refused. `None`: it is no matter of a
-/// session. That is so where none is named, and where the key's own command replaces the request,
-/// session and all, as sshd replaces whatever was asked for.
+/// session. That is so where none is named, and where the key's own command, or a login shell that
+/// decides what is run, takes the place of the request, session and all, as with sshd.
 pub(in crate::supervisor) fn prepare_in_session(
     spec: &OpenSpec,
     grant: &Grant,
@@ -29,7 +29,7 @@ pub(in crate::supervisor) fn prepare_in_session(
     now_s: i64,
 ) -> Result<Option<SessionRequest>, Refused> {
     let Some(session) = &spec.session else { return Ok(None) };
-    let decision = allowed(grant, Verb::Run, RequestFacts::run(now_s, &spec.command))
+    let decision = allowed(grant, Verb::Session, RequestFacts::run(now_s, &spec.command))
         .map_err(|denied| refuse_denied(&denied))?;
     if decision.execution != Execution::AsRequested {
         return Ok(None);
