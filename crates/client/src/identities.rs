@@ -164,6 +164,11 @@ impl IdentitySources {
                 // `-i key.pub`, or a key of which only the public half is here.
                 if let Some(public) = load_public_half(path) {
                     loaded.public.push(public);
+                    // The agent may hold what the file itself is no good for; why, is still told.
+                    let is_public = identity::load_public(path).is_ok();
+                    if !is_public && matches!(error, IdentityError::Key { .. }) {
+                        loaded.skipped.push(error);
+                    }
                 } else if self.explicit {
                     return Err(error.into());
                 } else if !error.is_not_found() {
