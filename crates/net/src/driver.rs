@@ -152,7 +152,9 @@ impl<T: Transport> Driver<T> {
         let flushed = tokio::time::timeout(FINISH_TIMEOUT, async {
             poll_fn(|context| {
                 self.poll_send(context);
-                if self.out.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+                // What the transport has taken and holds is not gone, and there may be more behind.
+                let all_left = self.out.is_empty() && !self.unflushed;
+                if all_left || self.write_failed { Poll::Ready(()) } else { Poll::Pending }
             })
             .await;
             // A failure here means that the peer is gone already, which is what is wanted.
@@ -178,8 +180,11 @@ impl<T: Transport> Driver<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::io;
+    use std::rc::Rc;
 
+    use afar_proto::message::GoodbyeCode;
     use afar_proto::{Config, Role};
 
     use super::*;
@@ -190,6 +195,7 @@ mod tests {
     struct Hesitant {
         held_bytes: usize,
         sent_bytes: usize,
+        finished: Rc<Cell<Option<usize>>>,
     }
 
     impl Transport for Hesitant {
@@ -203,17 +209,35 @@ mod tests {
 
         fn poll_write(
             &mut self,
-            _context: &mut Context<'_>,
+            context: &mut Context<'_>,
             pieces: &mut VecDeque<Bytes>,
         ) -> Poll<io::Result<()>> {
+            context.waker().wake_by_ref();
             self.sent_bytes += std::mem::take(&mut self.held_bytes);
             self.held_bytes = pieces.drain(..).map(|piece| piece.len()).sum();
             if self.held_bytes == 0 { Poll::Ready(Ok(())) } else { Poll::Pending }
         }
 
         fn poll_finish(&mut self, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.finished.set(Some(self.sent_bytes));
             Poll::Ready(Ok(()))
         }
+    }
+
+    #[tokio::test]
+    async fn the_goodbye_leaves_though_the_socket_is_full() {
+        let clock = Clock::new();
+        let connection = Connection::new(Role::Client, Config::default(), clock.now());
+        let mut driver = Driver::new(Hesitant::default(), connection, clock);
+        // The hello waits in the transport, and the goodbye behind it in the connection.
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        assert!(driver.poll_next(&mut context).is_pending());
+        let hello_bytes = driver.transport().held_bytes;
+        assert!(hello_bytes > 0);
+        driver.connection().close(GoodbyeCode::Unavailable, "the last word");
+        let finished = Rc::clone(&driver.transport().finished);
+        driver.finish().await;
+        assert!(finished.get().is_some_and(|sent_bytes| sent_bytes > hello_bytes + 12));
     }
 
     #[tokio::test]

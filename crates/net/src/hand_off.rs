@@ -11,7 +11,7 @@ use afar_proto::limits::GRANT_BYTES_MAX;
 use zeroize::Zeroizing;
 
 use crate::record::{
-    RECORD_BYTES_MAX, RecordError, RecordOpener, RecordSealer, Suite, TrafficKeys,
+    Peer, RECORD_BYTES_MAX, RecordError, RecordOpener, RecordSealer, Suite, TrafficKeys,
 };
 
 /// The state of a connection's record layer. `Debug` does not show the secrets.
@@ -77,7 +77,7 @@ impl HandOff {
         let keys = |direction: &Direction| {
             TrafficKeys::new(self.suite, &direction.secret, direction.sequence)
         };
-        let opener = RecordOpener::new(keys(&self.receiving)?);
+        let opener = RecordOpener::new(keys(&self.receiving)?, Peer::Client);
         let sealer = RecordSealer::new(keys(&self.sending)?, &self.unsent)?;
         Ok((opener, sealer, self.unopened))
     }

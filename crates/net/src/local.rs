@@ -6,16 +6,16 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use afar_core::policy::{Grant, GrantError};
+use afar_core::policy::{Grant, GrantError, GrantKind};
 use afar_proto::Connection;
 use afar_proto::error::Misbehaviour;
 use afar_proto::frame::{Frame, FrameReader, Header, Kind, Phase};
-use afar_proto::limits::PIPELINED_BYTES_MAX;
+use afar_proto::limits::HAND_OFF_PLAINTEXT_BYTES_MAX;
 use afar_sys::descriptor_passing::{receive_with_descriptor, send_with_descriptor};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::clock::Clock;
 use crate::driver::Driver;
@@ -108,6 +108,9 @@ pub enum IntroductionError {
     /// The state of the connection is none.
     #[error("{0}")]
     HandOff(#[from] MalformedHandOff),
+    /// Only a local client speaks through the unix socket itself.
+    #[error("a grant of kind {0:?} without the connection")]
+    NoConnection(GrantKind),
     /// More behind the frames than a client can have sent, or than was stated.
     #[error("{0} bytes behind the connection's state")]
     Plaintext(usize),
@@ -126,7 +129,7 @@ pub enum IntroductionError {
 /// See [`IntroductionError`]; both connections are closed.
 pub async fn introduced(mut stream: UnixStream) -> Result<Introduced, IntroductionError> {
     let mut reader = FrameReader::new(Phase::Grant);
-    let mut buffer = vec![0; 64 * 1024];
+    let mut buffer = Zeroizing::new(vec![0; 64 * 1024]);
     let mut socket: Option<OwnedFd> = None;
     let grant = loop {
         if let Some(frame) = reader.next_frame()? {
@@ -144,12 +147,21 @@ pub async fn introduced(mut stream: UnixStream) -> Result<Introduced, Introducti
         }
     };
     let Some(socket) = socket else {
+        if grant.kind != GrantKind::Local {
+            return Err(IntroductionError::NoConnection(grant.kind));
+        }
         let transport = AnyTransport::Unix(UnixTransport::new(stream));
         return Ok(Introduced { grant, transport, first: reader.into_rest() });
     };
     let state = loop {
         if let Some(frame) = reader.next_frame()? {
-            break HandOff::decode(&expect(frame, Kind::HandOff)?)?;
+            let payload = expect(frame, Kind::HandOff)?;
+            let state = HandOff::decode(&payload)?;
+            // The secrets are in there; nobody else has a part of this memory.
+            if let Ok(mut payload) = payload.try_into_mut() {
+                payload.zeroize();
+            }
+            break state;
         }
         match stream.read(&mut buffer).await? {
             0 => return Err(IntroductionError::Cut),
@@ -158,7 +170,7 @@ pub async fn introduced(mut stream: UnixStream) -> Result<Introduced, Introducti
     };
     let mut first = BytesMut::from(reader.into_rest());
     let plaintext_bytes = state.plaintext_bytes();
-    if plaintext_bytes > PIPELINED_BYTES_MAX || first.len() > plaintext_bytes {
+    if plaintext_bytes > HAND_OFF_PLAINTEXT_BYTES_MAX || first.len() > plaintext_bytes {
         return Err(IntroductionError::Plaintext(plaintext_bytes));
     }
     let read = first.len();

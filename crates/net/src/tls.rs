@@ -32,10 +32,6 @@ pub use verifier::{Shown, Verdict};
 /// The name of afar's protocol in ALPN (RFC 7301).
 pub const ALPN: &[u8] = b"afar/1";
 
-/// How much unsent data rustls holds for us before it takes no more, in bytes. Measured: at this
-/// size bulk writes of 256 KiB are encrypted and sent without waiting for each other.
-pub const TLS_BUFFER_BYTES_MAX: usize = 1024 * 1024;
-
 /// The label of the exporter for channel bindings (RFC 9266 section 2).
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 
@@ -146,8 +142,7 @@ impl TlsServer {
             Arc::new(Resolver { keys: Arc::clone(&self.keys), chosen: Arc::clone(&chosen) });
         let secrets = Arc::new(TrafficSecrets::default());
         config.key_log = Arc::<TrafficSecrets>::clone(&secrets);
-        let mut connection = ServerConnection::new(Arc::new(config))?;
-        set_buffer_limits(&mut connection);
+        let connection = ServerConnection::new(Arc::new(config))?;
         Ok((connection, ServerSide { keys: Arc::clone(&self.keys), chosen, secrets }))
     }
 }
@@ -259,8 +254,7 @@ where
     let secrets = Arc::new(TrafficSecrets::default());
     config.key_log = Arc::<TrafficSecrets>::clone(&secrets);
     let nobody = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
-    let mut connection = ClientConnection::new(Arc::new(config), nobody)?;
-    set_buffer_limits(&mut connection);
+    let connection = ClientConnection::new(Arc::new(config), nobody)?;
     Ok((connection, ClientSide { verifier, secrets }))
 }
 
@@ -372,12 +366,6 @@ impl rustls::KeyLog for TrafficSecrets {
     fn will_log(&self, label: &str) -> bool {
         label.ends_with("_TRAFFIC_SECRET_0")
     }
-}
-
-/// Lets rustls hold up to [`TLS_BUFFER_BYTES_MAX`] of unsent data, and no more. [`connect`] and
-/// [`TlsServer::accept`] have done so.
-pub fn set_buffer_limits<Data>(connection: &mut ConnectionCommon<Data>) {
-    connection.set_buffer_limit(Some(TLS_BUFFER_BYTES_MAX));
 }
 
 /// A host key in the form that rustls serves.

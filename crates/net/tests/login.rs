@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use afar_core::policy::Grant;
+use afar_core::policy::{Basis, Grant, GrantKind};
 use afar_net::accept::{AcceptError, Accepted, Admitted, Gatekeeper, ProvedLogin, accept};
 use afar_net::clock::Clock;
 use afar_net::dial::connect_tcp;
@@ -21,6 +21,7 @@ use afar_net::transport::AnyTransport;
 use afar_proto::connection::{Config, Role};
 use afar_proto::frame::{Frame, FrameReader, Kind, Phase};
 use afar_proto::json::ByteString;
+use afar_proto::limits::HAND_OFF_PLAINTEXT_BYTES_MAX;
 use afar_proto::message::{Command, JobId, OpenSpec, Refused};
 use afar_proto::outcome::{self, RefusalReason, Started};
 use afar_proto::{Connection, Event};
@@ -305,6 +306,22 @@ async fn what_is_no_introduction_brings_nobody() {
     let came = introduced(theirs).await.unwrap();
     assert!(matches!(came.transport, AnyTransport::Unix(_)));
     assert_eq!(&came.first[..], b"part 2");
+    // Who was let in by a key comes with the connection, or not at all.
+    let by_key = Grant {
+        kind: GrantKind::Key,
+        key_fingerprint: Some("SHA256:x".to_owned()),
+        basis: Some(Basis {
+            key: Vec::new(),
+            key_files: Vec::new(),
+            trusted_authorities: None,
+            revoked_keys: None,
+        }),
+        ..Grant::local("ann", 7)
+    };
+    let (mut ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+    ours.write_all(&Frame::control(Kind::Grant, by_key.encode()).to_bytes()).await.unwrap();
+    let error = introduced(theirs).await.unwrap_err();
+    assert!(matches!(error, IntroductionError::NoConnection(GrantKind::Key)), "{error}");
     // A grant that is cut, at every byte.
     for end in 0..grant.len() {
         let (mut ours, theirs) = tokio::net::UnixStream::pair().unwrap();
@@ -315,15 +332,20 @@ async fn what_is_no_introduction_brings_nobody() {
     }
     let hello = Frame::control(Kind::JobHello, b"{}".as_slice()).to_bytes();
     let hand_off = |payload: &[u8]| Frame::control(Kind::HandOff, payload.to_vec()).to_bytes();
+    // W-9.25
+    let plaintext_bytes_max = u32::try_from(HAND_OFF_PLAINTEXT_BYTES_MAX).unwrap();
     let mut much = vec![0x13, 0x01];
     much.extend([1; 80]);
-    much.extend(u32::MAX.to_be_bytes());
+    much.extend((plaintext_bytes_max + 1).to_be_bytes());
     much.extend([0; 4]);
-    let cases: [(&str, Vec<u8>); 5] = [
+    let mut most = much.clone();
+    most[82..86].copy_from_slice(&plaintext_bytes_max.to_be_bytes());
+    let cases: [(&str, Vec<u8>); 6] = [
         ("another frame first", [&hello[..], &grant].concat()),
         ("another frame second", [&grant[..], &hello].concat()),
         ("no state", [&grant[..], &hand_off(b"")].concat()),
         ("too much behind it", [&grant[..], &hand_off(&much)].concat()),
+        ("what is stated is cut", [&grant[..], &hand_off(&most)].concat()),
         ("no stream socket", [&grant[..], &hand_off(&[&much[..82], &[0; 8]].concat())].concat()),
     ];
     for (what, bytes) in cases {

@@ -109,6 +109,10 @@ pub const SIGNAL_NAME_BYTES_MAX: usize = 32;
 /// Largest payload of GRANT and of HAND_OFF, in bytes (`W-9.20`).
 pub const GRANT_BYTES_MAX: u32 = 64 * 1024;
 
+/// Bytes behind a HAND_OFF that the client has sent behind its AUTH (`W-9.25`): what may have been
+/// pipelined when the last read before the AUTH began, and that read.
+pub const HAND_OFF_PLAINTEXT_BYTES_MAX: usize = 2 * PIPELINED_BYTES_MAX;
+
 /// What one channel may have queued here, in bytes, whatever credit the peer grants (`W-9.21`).
 pub const CHANNEL_QUEUE_BYTES_MAX: u64 = 1024 * 1024;
 

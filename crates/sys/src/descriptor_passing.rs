@@ -1,7 +1,8 @@
 //! A descriptor that travels with bytes over a unix socket (unix(7), SCM_RIGHTS).
 
+use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use std::io::{self, IoSlice, IoSliceMut};
@@ -30,13 +31,13 @@ pub fn send_with_descriptor(
     Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }
 
-/// Receives bytes, and the descriptor that came with them, if one did. Further ones are closed.
+/// Receives bytes, and the descriptor that came with them, if one did.
 ///
 /// The descriptor is closed on exec.
 ///
 /// # Errors
-/// Those of recvmsg(2). `EMFILE`-like trouble is none of them: the kernel drops a descriptor that
-/// this process has no room for, and its bytes come without it.
+/// Those of recvmsg(2); `EMFILE` when the kernel has dropped a descriptor that this process has no
+/// room for (`MSG_CTRUNC`), or a second one. The bytes are gone then.
 pub fn receive_with_descriptor(
     socket: impl AsFd,
     buffer: &mut [u8],
@@ -45,6 +46,9 @@ pub fn receive_with_descriptor(
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut slices = [IoSliceMut::new(buffer)];
     let received = recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(Errno::MFILE.into());
+    }
     let mut descriptor = None;
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(descriptors) = message {
@@ -81,6 +85,20 @@ mod tests {
         let mut text = String::new();
         pipe_out.read_to_string(&mut text).unwrap();
         assert_eq!(text, "through it");
+    }
+
+    #[test]
+    fn a_descriptor_that_there_is_no_room_for_is_no_silence() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let pipe = io::pipe().unwrap();
+        let two = [pipe.0.as_fd(), pipe.1.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let many = two.repeat(4);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&many)));
+        sendmsg(&ours, &[IoSlice::new(b"x")], &mut ancillary, SendFlags::empty()).unwrap();
+        let error = receive_with_descriptor(&theirs, &mut [0; 8]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::MFILE.raw_os_error()));
     }
 
     #[test]

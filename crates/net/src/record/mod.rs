@@ -12,7 +12,7 @@ mod opener;
 mod sealer;
 
 pub(crate) use keys::{Suite, TrafficKeys};
-pub(crate) use opener::RecordOpener;
+pub(crate) use opener::{Peer, RecordOpener};
 pub(crate) use sealer::RecordSealer;
 
 /// Type, legacy version, length (RFC 8446 section 5.1).
@@ -45,6 +45,7 @@ const CLOSE_NOTIFY: u8 = 0;
 const UNEXPECTED_MESSAGE: u8 = 10;
 const BAD_RECORD_MAC: u8 = 20;
 const RECORD_OVERFLOW: u8 = 22;
+const ILLEGAL_PARAMETER: u8 = 47;
 const DECODE_ERROR: u8 = 50;
 const INTERNAL_ERROR: u8 = 80;
 const USER_CANCELED: u8 = 90;
@@ -68,6 +69,9 @@ pub(crate) enum RecordError {
     /// An alert or a key update that is malformed.
     #[error("a malformed record")]
     Malformed,
+    /// A key update that asks for what there is not.
+    #[error("a key update of an unknown kind")]
+    UnknownUpdate,
     /// More records in a row without data than there is a reason for.
     #[error("too many records without data")]
     Fruitless,
@@ -89,6 +93,7 @@ impl RecordError {
                 Some(UNEXPECTED_MESSAGE)
             }
             Self::Malformed => Some(DECODE_ERROR),
+            Self::UnknownUpdate => Some(ILLEGAL_PARAMETER),
             Self::Encrypt => Some(INTERNAL_ERROR),
             Self::Alert(_) => None,
         }

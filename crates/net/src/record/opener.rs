@@ -28,7 +28,15 @@ pub(crate) struct Opened {
 #[derive(Debug)]
 pub(crate) struct RecordOpener {
     keys: TrafficKeys,
+    peer: Peer,
     fruitless: u8,
+}
+
+/// Who is at the other end; only a server has tickets to give (RFC 8446 section 4.6.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Client,
+    Server,
 }
 
 /// What a record that was opened means.
@@ -40,8 +48,8 @@ enum Meaning {
 }
 
 impl RecordOpener {
-    pub(crate) fn new(keys: TrafficKeys) -> Self {
-        Self { keys, fruitless: 0 }
+    pub(crate) fn new(keys: TrafficKeys, peer: Peer) -> Self {
+        Self { keys, peer, fruitless: 0 }
     }
 
     pub(crate) fn keys(&self) -> &TrafficKeys {
@@ -115,6 +123,10 @@ impl RecordOpener {
         }
         match content_type {
             APPLICATION_DATA => Ok(Meaning::Nothing),
+            // Only data may be empty (section 5.4).
+            ALERT | HANDSHAKE if content.is_empty() => {
+                Err(RecordError::UnexpectedType(content_type))
+            }
             ALERT => alert(content),
             HANDSHAKE => self.handshake(content),
             other => Err(RecordError::UnexpectedType(other)),
@@ -132,14 +144,18 @@ impl RecordOpener {
             messages = behind;
             match (kind, message) {
                 // Afar's listener sends none, and nothing is ever resumed.
-                (NEW_SESSION_TICKET, _) => {}
+                (NEW_SESSION_TICKET, _) if self.peer == Peer::Server => {}
                 // Nothing encrypted with the old keys may follow it (section 5.1).
-                (KEY_UPDATE, [request @ (0 | 1)]) if behind.is_empty() => {
+                (KEY_UPDATE, _) if !behind.is_empty() => {
+                    return Err(RecordError::UnexpectedHandshake);
+                }
+                (KEY_UPDATE, [request @ (0 | 1)]) => {
                     self.keys.update()?;
                     if *request == 1 {
                         meaning = Meaning::UpdateRequested;
                     }
                 }
+                (KEY_UPDATE, [_]) => return Err(RecordError::UnknownUpdate),
                 (KEY_UPDATE, _) => return Err(RecordError::Malformed),
                 _ => return Err(RecordError::UnexpectedHandshake),
             }

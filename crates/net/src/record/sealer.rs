@@ -31,6 +31,8 @@ pub(crate) struct RecordSealer {
     records_per_key: u64,
     /// Whether the peer has asked for new keys.
     owes_update: bool,
+    /// Whether an alert has said that nothing more comes.
+    ended: bool,
     outbox: Outbox,
 }
 
@@ -46,7 +48,13 @@ impl RecordSealer {
             outbox.space(ahead.len()).ok_or(RecordError::TooLong)?.copy_from_slice(ahead);
             outbox.end += ahead.len();
         }
-        Ok(Self { keys, records_per_key: RECORDS_PER_KEY, owes_update: false, outbox })
+        Ok(Self {
+            keys,
+            records_per_key: RECORDS_PER_KEY,
+            owes_update: false,
+            ended: false,
+            outbox,
+        })
     }
 
     #[cfg(test)]
@@ -97,13 +105,17 @@ impl RecordSealer {
         Ok(())
     }
 
-    /// Says that nothing more comes, or, with an error, what the peer did wrong.
+    /// Says that nothing more comes, or, with an error, what the peer did wrong. Only the first of
+    /// these is said.
     ///
     /// # Errors
     /// As [`RecordSealer::seal`].
     pub(crate) fn seal_alert(&mut self, error: Option<RecordError>) -> Result<(), RecordError> {
         const WARNING: u8 = 1;
         const FATAL: u8 = 2;
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
         match error.map(RecordError::alert) {
             None => self.seal_small(&[WARNING, CLOSE_NOTIFY], ALERT),
             Some(Some(description)) => self.seal_small(&[FATAL, description], ALERT),

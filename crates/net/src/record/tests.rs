@@ -76,8 +76,14 @@ fn mixed(suite: SupportedCipherSuite) -> Mixed {
     let extracted = client.dangerous_extract_secrets().unwrap();
     let sending = TrafficKeys::new(suite, &of_client, extracted.tx.0).unwrap();
     let receiving = TrafficKeys::new(suite, &of_server, extracted.rx.0).unwrap();
-    let opener = RecordOpener::new(receiving);
+    let opener = RecordOpener::new(receiving, Peer::Server);
     Mixed { opener, sealer: RecordSealer::new(sending, &[]).unwrap(), server }
+}
+
+impl TrafficKeys {
+    fn copy(keys: &Self) -> Self {
+        Self::new(keys.suite(), keys.secret(), keys.sequence()).unwrap()
+    }
 }
 
 impl Mixed {
@@ -117,8 +123,7 @@ impl Mixed {
 
     /// A record by rustls's side of the connection, of any inner type.
     fn forge(&mut self, content: &[u8], content_type: u8) -> Vec<u8> {
-        let keys = self.opener.keys();
-        let mut keys = TrafficKeys::new(keys.suite(), keys.secret(), keys.sequence()).unwrap();
+        let mut keys = TrafficKeys::copy(self.opener.keys());
         let length = u16::try_from(content.len() + 1 + TAG_BYTES).unwrap();
         let [high, low] = length.to_be_bytes();
         let header = [APPLICATION_DATA, 3, 3, high, low];
@@ -164,35 +169,58 @@ fn rustls_reads_what_we_write_with_every_suite() {
 
 #[test]
 fn we_read_what_rustls_writes_with_every_suite_at_every_split() {
+    // Records of several sizes, an empty one, and the end.
+    let written: [&[u8]; 4] = [b"one", b"two and more", b"", b"3"];
+    let expected = written.concat();
     for suite in SUITES {
         let mut ends = mixed(suite);
+        let whole = records(&mut ends, &written);
+        for split in 0..=whole.len() {
+            let keys = TrafficKeys::copy(ends.opener.keys());
+            let opener = RecordOpener::new(keys, Peer::Server);
+            let (received, ended) = open_in_two(opener, &whole, split);
+            assert_eq!((received, ended), (expected.clone(), true), "{suite:?} {split}");
+        }
+        // Large ones, byte for byte.
+        let mut ends = mixed(suite);
         let data = noise(40_000);
-        ends.server.writer().write_all(&data).unwrap();
-        ends.server.send_close_notify();
-        let records = ends.records_of_server();
+        let mut buffer = Vec::new();
         let mut received = Vec::new();
-        let mut buffer: Vec<u8> = Vec::new();
-        let mut ended = false;
-        // Pieces of all sizes, single bytes first.
-        let mut rest = records.as_slice();
-        for size in 1.. {
-            let (piece, behind) = rest.split_at(rest.len().min(size));
-            rest = behind;
-            buffer.extend_from_slice(piece);
+        for byte in records(&mut ends, &[&data]) {
+            buffer.push(byte);
             let whole = RecordOpener::is_whole(&buffer);
             let (opened, data) = ends.open(&mut buffer);
-            assert_eq!(opened.failure, None);
-            assert_eq!(whole, opened.consumed > 0);
+            assert_eq!((opened.failure, opened.consumed > 0), (None, whole));
             received.extend(data);
-            ended |= opened.end;
             buffer.drain(..opened.consumed);
-            if rest.is_empty() {
-                break;
-            }
         }
-        assert!(ended && buffer.is_empty());
+        assert!(buffer.is_empty());
         assert_eq!(received, data);
     }
+}
+
+/// What rustls makes of these writes, and its close_notify.
+fn records(ends: &mut Mixed, written: &[&[u8]]) -> Vec<u8> {
+    for data in written {
+        ends.server.writer().write_all(data).unwrap();
+    }
+    ends.server.send_close_notify();
+    ends.records_of_server()
+}
+
+/// The data of two pieces, and whether they held the end.
+fn open_in_two(mut opener: RecordOpener, bytes: &[u8], split: usize) -> (Vec<u8>, bool) {
+    let (front, behind) = bytes.split_at(split);
+    let mut data = Vec::new();
+    let mut sink = |bytes: &[u8]| data.extend_from_slice(bytes);
+    let mut buffer = front.to_vec();
+    let first = opener.open(&mut buffer, &mut sink);
+    buffer.drain(..first.consumed);
+    buffer.extend_from_slice(behind);
+    let second = opener.open(&mut buffer, &mut sink);
+    assert_eq!((first.failure, second.failure), (None, None));
+    assert_eq!(second.consumed, buffer.len());
+    (data, first.end || second.end)
 }
 
 #[test]
@@ -344,12 +372,17 @@ fn alerts_end_the_connection() {
     assert_eq!(closed(&[1, USER_CANCELED]), (false, None));
     assert_eq!(closed(&[2, BAD_RECORD_MAC]), (false, Some(RecordError::Alert(BAD_RECORD_MAC))));
     assert_eq!(closed(&[2]), (false, Some(RecordError::Malformed)));
+    assert_eq!(closed(&[]), (false, Some(RecordError::UnexpectedType(ALERT))));
     // We tell rustls what it did wrong, and answer no alert with one.
     let mut ends = Mixed::new();
     ends.sealer.seal_alert(Some(RecordError::Alert(BAD_RECORD_MAC))).unwrap();
     assert!(ends.sealer.unsent().is_empty());
+    let mut ends = Mixed::new();
     ends.sealer.seal_alert(Some(RecordError::Decrypt)).unwrap();
     let alert = drain(&mut ends.sealer);
+    // And then nothing more, not even a close.
+    ends.sealer.seal_alert(None).unwrap();
+    assert!(ends.sealer.unsent().is_empty());
     let mut alert = alert.as_slice();
     ends.server.read_tls(&mut alert).unwrap();
     assert_eq!(
@@ -363,10 +396,28 @@ fn of_the_handshakes_messages_only_two_have_a_place_here() {
     let failure = |message: &[u8]| Mixed::new().failure(message, HANDSHAKE);
     assert_eq!(failure(&[NEW_SESSION_TICKET, 0, 0, 2, 1, 2]), None);
     assert_eq!(failure(&[KEY_UPDATE, 0, 0, 1, 0]), None);
-    assert_eq!(failure(&[KEY_UPDATE, 0, 0, 1, 2]), Some(RecordError::Malformed));
+    assert_eq!(failure(&[]), Some(RecordError::UnexpectedType(HANDSHAKE)));
+    assert_eq!(failure(&[KEY_UPDATE, 0, 0, 1, 2]), Some(RecordError::UnknownUpdate));
     assert_eq!(failure(&[KEY_UPDATE, 0, 0, 0]), Some(RecordError::Malformed));
     let twice = [KEY_UPDATE, 0, 0, 1, 0, KEY_UPDATE, 0, 0, 1, 0];
-    assert_eq!(failure(&twice), Some(RecordError::Malformed));
+    assert_eq!(failure(&twice), Some(RecordError::UnexpectedHandshake));
+    // A client has no tickets to give.
+    let mut ends = Mixed::new();
+    ends.opener = RecordOpener::new(TrafficKeys::copy(ends.opener.keys()), Peer::Client);
+    let ticket = ends.failure(&[NEW_SESSION_TICKET, 0, 0, 2, 1, 2], HANDSHAKE);
+    assert_eq!(ticket, Some(RecordError::UnexpectedHandshake));
+    let told = [
+        (RecordError::Decrypt, 20),
+        (RecordError::TooLong, 22),
+        (RecordError::UnexpectedType(1), 10),
+        (RecordError::UnexpectedHandshake, 10),
+        (RecordError::Fruitless, 10),
+        (RecordError::UnknownUpdate, 47),
+        (RecordError::Malformed, 50),
+    ];
+    for (error, alert) in told {
+        assert_eq!(error.alert(), Some(alert), "{error}");
+    }
     for bad in [&[1, 0, 0, 0][..], &[KEY_UPDATE, 0, 0, 1], &[KEY_UPDATE, 0], &[4, 255, 255, 255]] {
         assert_eq!(failure(bad), Some(RecordError::UnexpectedHandshake), "{bad:?}");
     }

@@ -464,19 +464,6 @@ fn a_handshake_in_single_bytes_is_the_same_handshake() {
 }
 
 #[test]
-fn unsent_data_is_bounded() {
-    let (tls, _) = server(&[KeyKind::Ed25519]);
-    let (mut server, _) = tls.accept().unwrap();
-    let (mut client, _) = connect(&[], accept_all).unwrap();
-    shake(&mut client, &mut server).unwrap();
-    let data = vec![0; 4 * TLS_BUFFER_BYTES_MAX];
-    let taken = client.writer().write(&data).unwrap();
-    assert!(taken <= TLS_BUFFER_BYTES_MAX, "{taken}");
-    assert!(taken >= TLS_BUFFER_BYTES_MAX / 2, "{taken}");
-    assert_eq!(client.writer().write(&data).unwrap(), 0);
-}
-
-#[test]
 fn the_schemes_of_what_is_known_come_first_and_each_once() {
     let ordered = schemes(&[KeyKind::EcdsaP384, KeyKind::EcdsaP384, KeyKind::Ed25519]);
     assert_eq!(

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::{Read, TlsTransport};
 use crate::record::{
-    HEADER_BYTES, RECORD_BYTES_MAX, RecordOpener, RecordSealer, Suite, TrafficKeys,
+    HEADER_BYTES, Peer, RECORD_BYTES_MAX, RecordOpener, RecordSealer, Suite, TrafficKeys,
 };
 use crate::tls::TrafficSecrets;
 
@@ -129,11 +129,12 @@ impl TlsHandshake {
         let extracted = self.tls.dangerous_extract_secrets().map_err(io::Error::other)?;
         let (client, server) =
             secrets.take().ok_or_else(|| failed("the TLS library has told no traffic secrets"))?;
+        let peer = if is_client { Peer::Server } else { Peer::Client };
         let (sent_with, received_with) =
             if is_client { (client, server) } else { (server, client) };
         let sending = TrafficKeys::new(suite, &sent_with, extracted.tx.0);
         let receiving = TrafficKeys::new(suite, &received_with, extracted.rx.0);
-        let opener = RecordOpener::new(receiving.map_err(io::Error::other)?);
+        let opener = RecordOpener::new(receiving.map_err(io::Error::other)?, peer);
         let sealer = RecordSealer::new(sending.map_err(io::Error::other)?, &ahead);
         let sealer = sealer.map_err(io::Error::other)?;
         Ok(TlsTransport::of_parts(self.socket, opener, sealer, self.unread, self.writes))

@@ -220,3 +220,64 @@ impl Transport for TlsTransport {
         Poll::Ready(shut_down_sending(&self.socket))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+    use crate::host_key::{HostKey, HostKeys};
+    use crate::tls::{self, TlsServer, Verdict};
+    use crate::transport::TlsHandshake;
+
+    /// A client that is rustls alone: says something, renews its keys and wants ours renewed, and
+    /// says more, until it has it all back.
+    fn talk(address: std::net::SocketAddr) -> Vec<u8> {
+        let (mut tls, _) = tls::connect(&[], |_| Verdict::Accept).unwrap();
+        let mut socket = std::net::TcpStream::connect(address).unwrap();
+        let mut stream = rustls::Stream::new(&mut tls, &mut socket);
+        for text in [b"one", b"two", b"six"] {
+            stream.write_all(text).unwrap();
+            stream.conn.refresh_traffic_keys().unwrap();
+        }
+        let mut back = [0; 9];
+        stream.read_exact(&mut back).unwrap();
+        stream.conn.send_close_notify();
+        stream.flush().unwrap();
+        let mut rest = back.to_vec();
+        stream.read_to_end(&mut rest).unwrap();
+        rest
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_renews_its_keys_and_asks_for_ours_is_followed() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = std::thread::spawn(move || talk(address));
+        let (socket, _) = listener.accept().await.unwrap();
+        let keys = HostKeys::new(vec![HostKey::generate().unwrap()]).unwrap();
+        let (tls, side) = TlsServer::new(&keys).unwrap().accept().unwrap();
+        let mut handshake = TlsHandshake::new(socket, tls);
+        while handshake.tls().is_handshaking() {
+            let read = poll_fn(|context| handshake.poll_read(context)).await.unwrap();
+            assert_eq!(read, Read::Progress);
+            poll_fn(|context| handshake.poll_flush(context)).await.unwrap();
+        }
+        let mut transport = handshake.into_transport(side.traffic_secrets()).unwrap();
+        let mut said = VecDeque::new();
+        loop {
+            let read = poll_fn(|context| {
+                let sink = &mut |bytes: &[u8]| said.push_back(Bytes::copy_from_slice(bytes));
+                transport.poll_read(context, sink)
+            });
+            if read.await.unwrap() == Read::End {
+                break;
+            }
+            poll_fn(|context| transport.poll_write(context, &mut said)).await.unwrap();
+        }
+        poll_fn(|context| transport.poll_finish(context)).await.unwrap();
+        drop(transport);
+        assert_eq!(client.join().unwrap(), b"onetwosix");
+    }
+}
