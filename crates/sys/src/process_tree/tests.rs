@@ -200,6 +200,11 @@ fn a_command_of_a_shell_is_told_apart_from_the_shell_and_older_commands() {
     assert!(found.iter().all(|process| process.id.pid != running.pid()));
     let report = command.kill(Signal::KILL).unwrap();
     assert!(report.settled && report.refused.is_empty(), "{report:?}");
+    // They were killed, and die in their own time.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while command.find().unwrap() != [] && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+    }
     assert_eq!(command.find().unwrap(), []);
     // The shell, two of before (one of them with a child), and the one with an older mark.
     assert_eq!(running.tree().len(), 5);
