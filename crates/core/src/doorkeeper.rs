@@ -55,6 +55,8 @@ pub enum Departure {
     LoggedIn,
     /// Its login was refused, or none of the keys that it asked about is accepted.
     Refused,
+    /// Nobody could tell whether to let it in, for a reason that is not its own.
+    Unjudged,
     /// It ended, or broke the protocol, before it had asked for anything.
     Unfinished,
     /// It used up the time that it was given.
@@ -161,6 +163,7 @@ impl Doorkeeper {
             _ if self.is_exempt(source) => Duration::ZERO,
             Departure::LoggedIn => before.saturating_sub(REFUSED_PENALTY),
             Departure::Refused => before.saturating_add(REFUSED_PENALTY),
+            Departure::Unjudged => before,
             Departure::Unfinished => before.saturating_add(UNFINISHED_PENALTY),
             Departure::Overlong => before.saturating_add(OVERLONG_PENALTY),
         };
@@ -307,6 +310,7 @@ mod tests {
         for (departure, expected) in [
             (Departure::Unfinished, Some(UNFINISHED_PENALTY)),
             (Departure::Refused, Some(UNFINISHED_PENALTY + REFUSED_PENALTY)),
+            (Departure::Unjudged, Some(UNFINISHED_PENALTY + REFUSED_PENALTY)),
             (Departure::LoggedIn, Some(UNFINISHED_PENALTY)),
             (Departure::LoggedIn, None),
         ] {

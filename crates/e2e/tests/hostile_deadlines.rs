@@ -7,7 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use afar_net::accept::{AcceptError, Accepted, Admitted, Gatekeeper, ProvedLogin, accept};
+use afar_net::accept::{AcceptError, Accepted, Admitted, Denied, Gatekeeper, ProvedLogin, accept};
 use afar_net::agent::Agent;
 use afar_net::clock::Clock;
 use afar_net::host_key::{HostKey, HostKeys};
@@ -76,12 +76,12 @@ struct Nobody;
 impl Gatekeeper for Nobody {
     type Grant = ();
 
-    async fn first_accepted(&self, _: &str, _: &[&[u8]], _: IpAddr) -> Option<usize> {
-        None
+    async fn first_accepted(&self, _: &str, _: &[&[u8]], _: IpAddr) -> Result<usize, Denied> {
+        Err(Denied::Refused)
     }
 
-    async fn admit(&self, _: &ProvedLogin<'_>) -> Option<Admitted<()>> {
-        None
+    async fn admit(&self, _: &ProvedLogin<'_>) -> Result<Admitted<()>, Denied> {
+        Err(Denied::Refused)
     }
 }
 

@@ -26,18 +26,33 @@ pub trait Gatekeeper: Sync {
 
     /// The index of the first of `keys` that would be accepted for `user` now. Asked by peers who
     /// have proved nothing, so all keys together should cost about what one does.
+    ///
+    /// # Errors
+    /// There is none, or it could not be found out.
     fn first_accepted(
         &self,
         user: &str,
         keys: &[&[u8]],
         source: IpAddr,
-    ) -> impl Future<Output = Option<usize>> + Send;
+    ) -> impl Future<Output = Result<usize, Denied>> + Send;
 
-    /// What `key`, whose possession was proved, is granted for `user`; `None` refuses.
+    /// What `key`, whose possession was proved, is granted for `user`.
+    ///
+    /// # Errors
+    /// Nothing is, or it could not be found out.
     fn admit(
         &self,
         login: &ProvedLogin<'_>,
-    ) -> impl Future<Output = Option<Admitted<Self::Grant>>> + Send;
+    ) -> impl Future<Output = Result<Admitted<Self::Grant>, Denied>> + Send;
+}
+
+/// Why nobody is let in. The client is told the same either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// By the rules: the key is not accepted.
+    Refused,
+    /// What decides could not be had in time. That is no fault of the client's.
+    Unjudged,
 }
 
 /// A login whose signature was verified.
@@ -97,6 +112,12 @@ pub enum AcceptError {
     /// None of the keys that it asked about is accepted for this user, and it went away.
     #[error("{user:?} was asked for, with no key that is accepted")]
     NoKeyAccepted {
+        /// The user that was wanted.
+        user: String,
+    },
+    /// What decides about the user's keys could not be had in time. The gatekeeper has logged why.
+    #[error("whether {user:?} may come in could not be found out")]
+    Unjudged {
         /// The user that was wanted.
         user: String,
     },
@@ -202,10 +223,13 @@ impl Entrance {
                 Some(ResponderEvent::Query(query)) => {
                     let accepted = self.answer(&query, gatekeeper).await;
                     self.refusal = match accepted {
-                        Some(_) => None,
-                        None => Some(AcceptError::NoKeyAccepted { user: query.user }),
+                        Ok(_) => None,
+                        Err(Denied::Refused) => {
+                            Some(AcceptError::NoKeyAccepted { user: query.user })
+                        }
+                        Err(Denied::Unjudged) => Some(AcceptError::Unjudged { user: query.user }),
                     };
-                    self.responder.answer_query(self.clock.now(), accepted);
+                    self.responder.answer_query(self.clock.now(), accepted.ok());
                 }
                 Some(ResponderEvent::Attempt(attempt)) => {
                     match self.judge(&attempt, established, gatekeeper).await {
@@ -276,10 +300,14 @@ impl Entrance {
         }
     }
 
-    async fn answer<G: Gatekeeper>(&self, query: &AuthQuery, gatekeeper: &G) -> Option<u32> {
+    async fn answer<G: Gatekeeper>(
+        &self,
+        query: &AuthQuery,
+        gatekeeper: &G,
+    ) -> Result<u32, Denied> {
         let keys: Vec<&[u8]> = query.keys.iter().map(|key| key.0.as_slice()).collect();
-        let found = gatekeeper.first_accepted(&query.user, &keys, self.source.ip()).await;
-        found.and_then(|index| u32::try_from(index).ok())
+        let found = gatekeeper.first_accepted(&query.user, &keys, self.source.ip()).await?;
+        u32::try_from(found).map_err(|_| Denied::Refused)
     }
 
     /// Verifies the signature over exactly the bytes that were sent, then asks the gatekeeper.
@@ -312,9 +340,12 @@ impl Entrance {
             source: self.source,
             delegate: delegate.map(|d| (d.public_key.as_slice(), d.lifetime_s)),
         };
-        gatekeeper.admit(&login).await.ok_or_else(|| AcceptError::Refused {
-            user: request.user.clone(),
-            fingerprint: key.fingerprint(),
+        gatekeeper.admit(&login).await.map_err(|denied| {
+            let user = request.user.clone();
+            match denied {
+                Denied::Refused => AcceptError::Refused { user, fingerprint: key.fingerprint() },
+                Denied::Unjudged => AcceptError::Unjudged { user },
+            }
         })
     }
 

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use afar_core::policy::{Basis, Grant, GrantKind};
-use afar_net::accept::{AcceptError, Accepted, Admitted, Gatekeeper, ProvedLogin, accept};
+use afar_net::accept::{AcceptError, Accepted, Admitted, Denied, Gatekeeper, ProvedLogin, accept};
 use afar_net::clock::Clock;
 use afar_net::dial::connect_tcp;
 use afar_net::driver::Driver;
@@ -40,12 +40,18 @@ struct Keys {
 impl Gatekeeper for Keys {
     type Grant = String;
 
-    async fn first_accepted(&self, _user: &str, keys: &[&[u8]], _source: IpAddr) -> Option<usize> {
+    async fn first_accepted(
+        &self,
+        _user: &str,
+        keys: &[&[u8]],
+        _source: IpAddr,
+    ) -> Result<usize, Denied> {
         *self.queries.lock().unwrap() += 1;
-        keys.iter().position(|key| self.accepted.iter().any(|accepted| accepted == key))
+        let found = keys.iter().position(|key| self.accepted.iter().any(|known| known == key));
+        found.ok_or(Denied::Refused)
     }
 
-    async fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<String>> {
+    async fn admit(&self, login: &ProvedLogin<'_>) -> Result<Admitted<String>, Denied> {
         let blob = login.key.blob().as_bytes();
         let known = self.accepted.iter().any(|accepted| accepted == blob)
             || self.delegates.lock().unwrap().contains_key(blob);
@@ -53,7 +59,8 @@ impl Gatekeeper for Keys {
             self.delegates.lock().unwrap().insert(key.to_vec(), seconds);
             seconds
         });
-        known.then(|| Admitted { grant: login.user.to_owned(), delegate_lifetime_s })
+        let admitted = Admitted { grant: login.user.to_owned(), delegate_lifetime_s };
+        if known { Ok(admitted) } else { Err(Denied::Refused) }
     }
 }
 

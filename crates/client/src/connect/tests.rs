@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
-use afar_net::accept::{Admitted, Gatekeeper, ProvedLogin, accept};
+use afar_net::accept::{Admitted, Denied, Gatekeeper, ProvedLogin, accept};
 use afar_net::host_key::{HostKey, HostKeys};
 use afar_net::tls::TlsServer;
 use afar_net::transport::Transport as _;
@@ -47,24 +47,30 @@ struct Door {
 impl Gatekeeper for Door {
     type Grant = ();
 
-    async fn first_accepted(&self, _user: &str, keys: &[&[u8]], _source: IpAddr) -> Option<usize> {
+    async fn first_accepted(
+        &self,
+        _user: &str,
+        keys: &[&[u8]],
+        _source: IpAddr,
+    ) -> Result<usize, Denied> {
         self.queries.fetch_add(1, Ordering::SeqCst);
         let allowed = self.allowed.lock().unwrap();
-        keys.iter().position(|key| allowed.iter().any(|allowed| allowed == key))
+        let found = keys.iter().position(|key| allowed.iter().any(|allowed| allowed == key));
+        found.ok_or(Denied::Refused)
     }
 
-    async fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<()>> {
+    async fn admit(&self, login: &ProvedLogin<'_>) -> Result<Admitted<()>, Denied> {
         self.attempts.lock().unwrap().push(login.key.fingerprint());
         let key = login.key.blob().as_bytes();
         let known = |keys: &Mutex<Vec<Vec<u8>>>| keys.lock().unwrap().iter().any(|k| k == key);
         if !known(&self.allowed) && !known(&self.delegated) {
-            return None;
+            return Err(Denied::Refused);
         }
         let delegate_lifetime_s = login.delegate.map(|(key, seconds)| {
             self.delegated.lock().unwrap().push(key.to_vec());
             seconds
         });
-        Some(Admitted { grant: (), delegate_lifetime_s })
+        Ok(Admitted { grant: (), delegate_lifetime_s })
     }
 }
 

@@ -66,6 +66,7 @@ impl Newcomer<'_> {
                 | AcceptError::Refused { .. }
                 | AcceptError::NoKeyAccepted { .. },
             ) => Departure::Refused,
+            Err(AcceptError::Unjudged { .. }) => Departure::Unjudged,
             Err(AcceptError::Auth(AuthError::TimedOut)) => Departure::Overlong,
             Err(_) => Departure::Unfinished,
         };

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use afar_core::diagnostic::Diagnostics;
 use afar_core::key::PublicKeyBlob;
 use afar_core::policy::{Basis, Grant, GrantKind, Restrictions};
-use afar_net::accept::{Admitted, Gatekeeper, ProvedLogin};
+use afar_net::accept::{Admitted, Denied, Gatekeeper, ProvedLogin};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::trust::{AcceptedKeys, Refusal, ServerFiles, check_token, describe};
 use crate::log::Log;
@@ -21,10 +22,12 @@ pub const DELEGATION_LIFETIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ephemeral keys that are remembered at once; the one that ends first goes when there are more.
 pub const DELEGATIONS_MAX: usize = 4096;
 
-/// How long reading a user's files of keys may take. The client has a minute in all (`W-9.13`).
+/// How long reading a user's files of keys may take, with the wait for a turn. The client has a
+/// minute in all (`W-9.13`).
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Reads of one user's files of keys that may be under way at once. One that never ends holds a thread.
+/// Reads of one user's files of keys that may be under way at once; more wait for their turn. One that
+/// never ends holds a thread.
 const READS_PER_USER_MAX: usize = 16;
 
 /// The gate of a listener.
@@ -62,39 +65,67 @@ struct Found {
     basis: Basis,
 }
 
-/// How many reads of each user's files are under way.
-#[derive(Clone, Debug, Default)]
-struct Reads(Arc<Mutex<BTreeMap<String, usize>>>);
+/// Why a login is not taken, and the line for the log.
+struct Unaccepted {
+    denied: Denied,
+    reason: Refusal,
+}
 
-/// One of them, counted until this is dropped.
+impl From<Refusal> for Unaccepted {
+    fn from(reason: Refusal) -> Self {
+        Self { denied: Denied::Refused, reason }
+    }
+}
+
+/// The turns to read each user's files, of those users for whom somebody has one or waits for one.
+#[derive(Clone, Debug, Default)]
+struct Reads(Arc<Mutex<BTreeMap<String, Turns>>>);
+
+#[derive(Debug)]
+struct Turns {
+    free: Arc<Semaphore>,
+    /// Those who have one, and those who wait.
+    asked: usize,
+}
+
+/// Somebody who waits for a turn, or has it until this is dropped.
 struct Reading {
     reads: Reads,
     user: String,
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Reads {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Turns>> {
         // The map is whole after every statement, so a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, user: &str) -> Option<Reading> {
-        let mut reads = self.lock();
-        let count = reads.entry(user.to_owned()).or_default();
-        if *count >= READS_PER_USER_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(Reading { reads: self.clone(), user: user.to_owned() })
+    /// A turn, in the order in which they were asked for. Whoever stops waiting gives it up.
+    async fn begin(&self, user: &str) -> Reading {
+        let free = {
+            let mut reads = self.lock();
+            let turns = reads.entry(user.to_owned()).or_insert_with(|| Turns {
+                free: Arc::new(Semaphore::new(READS_PER_USER_MAX)),
+                asked: 0,
+            });
+            turns.asked += 1;
+            Arc::clone(&turns.free)
+        };
+        let mut reading = Reading { reads: self.clone(), user: user.to_owned(), turn: None };
+        // The semaphore is never closed.
+        reading.turn = free.acquire_owned().await.ok();
+        reading
     }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
+        self.turn = None;
         let mut reads = self.reads.lock();
-        if let Some(count) = reads.get_mut(&self.user) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(turns) = reads.get_mut(&self.user) {
+            turns.asked -= 1;
+            if turns.asked == 0 {
                 reads.remove(&self.user);
             }
         }
@@ -121,20 +152,30 @@ impl Gate {
 
     /// Reads what decides about the user's keys, each file once, whatever it is then asked; on a
     /// thread of its own, because a home may be on a server that does not answer. What then stays
-    /// behind is counted, so that one user's home does not take all threads.
-    async fn read_files(&self, user: &str, source: IpAddr) -> Result<AcceptedKeys, Refusal> {
-        let reading = self.reads.begin(user);
-        let reading = reading.ok_or("the user's files of keys are being read too often")?;
+    /// behind keeps its turn, so that one user's home does not take all threads.
+    async fn read_files(&self, user: &str, source: IpAddr) -> Result<AcceptedKeys, Unaccepted> {
+        let unjudged = |reason: String| Unaccepted { denied: Denied::Unjudged, reason };
         let (monitor, name) = (Arc::clone(&self.monitor), user.to_owned());
         let server_files = Arc::clone(&self.server_files);
-        let read = tokio::task::spawn_blocking(move || {
-            let _reading = reading;
-            monitor.keys(&name, source).map(|account| server_files.accepted_keys(account))
-        });
+        let read = async {
+            let reading = self.reads.begin(user).await;
+            let read = tokio::task::spawn_blocking(move || {
+                let _reading = reading;
+                monitor.keys(&name, source).map(|account| server_files.accepted_keys(account))
+            });
+            read.await
+        };
         match tokio::time::timeout(READ_TIMEOUT, read).await {
-            Ok(Ok(accepted)) => accepted.inspect(|accepted| self.log_remarks(accepted)),
-            Ok(Err(error)) => Err(format!("the files of keys could not be read: {error}")),
-            Err(_) => Err("reading the files of keys took too long".to_owned()),
+            Ok(Ok(accepted)) => {
+                let accepted = accepted?;
+                self.log_remarks(&accepted);
+                Ok(accepted)
+            }
+            Ok(Err(error)) => Err(unjudged(format!("the files of keys were not read: {error}"))),
+            Err(_) => {
+                let reason = format!("reading the files of keys of {user:?} took too long");
+                Err(unjudged(reason))
+            }
         }
     }
 
@@ -146,7 +187,7 @@ impl Gate {
         user: &str,
         key: &PublicKeyBlob,
         source: IpAddr,
-    ) -> Result<Found, Refusal> {
+    ) -> Result<Found, Unaccepted> {
         let accepted = self.read_files(user, source).await?;
         let uid = accepted.uid();
         let found = |kind, key: PublicKeyBlob, restrictions: Restrictions| {
@@ -233,15 +274,20 @@ impl Gate {
 impl Gatekeeper for Gate {
     type Grant = Grant;
 
-    async fn first_accepted(&self, user: &str, keys: &[&[u8]], source: IpAddr) -> Option<usize> {
+    async fn first_accepted(
+        &self,
+        user: &str,
+        keys: &[&[u8]],
+        source: IpAddr,
+    ) -> Result<usize, Denied> {
         let accepted = match self.read_files(user, source).await {
             Ok(accepted) => accepted,
-            Err(reason) => {
+            Err(Unaccepted { denied, reason }) => {
                 self.log.info(&format!("{source}: no key is accepted: {reason}"));
-                return None;
+                return Err(denied);
             }
         };
-        keys.iter().position(|key| {
+        let found = keys.iter().position(|key| {
             let Ok(key) = PublicKeyBlob::from_wire(key.to_vec()) else { return false };
             let Err(reason) = accepted.judge(&key, source) else { return true };
             if self
@@ -259,10 +305,11 @@ impl Gatekeeper for Gate {
                 self.log.debug(&line);
             }
             false
-        })
+        });
+        found.ok_or(Denied::Refused)
     }
 
-    async fn admit(&self, login: &ProvedLogin<'_>) -> Option<Admitted<Grant>> {
+    async fn admit(&self, login: &ProvedLogin<'_>) -> Result<Admitted<Grant>, Denied> {
         let source = login.source.ip();
         let proved = login.key.blob();
         let found = self.find_grant(login.user, proved, source).await.and_then(|found| {
@@ -286,11 +333,11 @@ impl Gatekeeper for Gate {
                     basis: Some(basis),
                 };
                 self.log.debug(&format!("{source}: let in with {}", describe(&key)));
-                Some(Admitted { grant, delegate_lifetime_s })
+                Ok(Admitted { grant, delegate_lifetime_s })
             }
-            Err(reason) => {
+            Err(Unaccepted { denied, reason }) => {
                 self.log.info(&format!("{source}: {} refused: {reason}", describe(proved)));
-                None
+                Err(denied)
             }
         }
     }
@@ -343,17 +390,49 @@ mod tests {
         Gate::new(monitor, ServerFiles::default(), Log::default())
     }
 
-    #[test]
-    fn one_users_home_takes_only_so_many_threads() {
+    #[tokio::test]
+    async fn one_users_home_takes_only_so_many_threads_and_more_wait_for_their_turn() {
         let reads = Reads::default();
-        let mut under_way: Vec<_> =
-            (0..READS_PER_USER_MAX).map(|_| reads.begin("ann").unwrap()).collect();
-        assert!(reads.begin("ann").is_none());
-        let bob = reads.begin("bob").unwrap();
+        let mut under_way = Vec::new();
+        for _ in 0..READS_PER_USER_MAX {
+            under_way.push(reads.begin("ann").await);
+        }
+        let mut next = Box::pin(reads.begin("ann"));
+        let given_up = tokio::time::timeout(Duration::ZERO, reads.begin("ann"));
+        assert!(given_up.await.is_err());
+        assert!(tokio::time::timeout(Duration::ZERO, &mut next).await.is_err());
+        let bob = reads.begin("bob").await;
         under_way.pop();
-        assert!(reads.begin("ann").is_some());
-        drop((under_way, bob));
+        let next = next.await;
+        assert!(next.turn.is_some() && bob.turn.is_some());
+        drop((under_way, next, bob));
         assert!(reads.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fault_82_a_good_key_is_let_in_after_those_before_it_and_our_delay_is_nobodys_fault() {
+        let home = tempfile::tempdir().unwrap();
+        let key = proved().await;
+        std::fs::write(home.path().join("keys"), line("", &key)).unwrap();
+        let me =
+            User { home: home.path().to_owned(), uid: afar_sys::users::effective_uid(), ..user() };
+        let gate = gate(me, &["keys"]);
+        let source = "127.0.0.1:1".parse().unwrap();
+        let login = ProvedLogin { user: "ann", key: &key, source, delegate: None };
+        let mut under_way = Vec::new();
+        for _ in 0..READS_PER_USER_MAX {
+            under_way.push(gate.reads.begin("ann").await);
+        }
+        // W-4.11: they never end, and so nobody can say whether the key is good.
+        assert_eq!(gate.admit(&login).await.unwrap_err(), Denied::Unjudged);
+        let asked = gate.first_accepted("ann", &[key.blob().as_bytes()], source.ip()).await;
+        assert_eq!(asked, Err(Denied::Unjudged));
+        let free_one = async {
+            tokio::task::yield_now().await;
+            under_way.pop();
+        };
+        let (admitted, ()) = tokio::join!(gate.admit(&login), free_one);
+        assert!(admitted.is_ok());
     }
 
     #[test]
@@ -394,7 +473,7 @@ mod tests {
         let source = "127.0.0.1:1".parse().unwrap();
         let delegate = Some((free.blob().as_bytes(), 60));
         let login = ProvedLogin { user: "ann", key: &restricted, source, delegate };
-        assert!(gate.admit(&login).await.is_some());
+        assert!(gate.admit(&login).await.is_ok());
         let login = ProvedLogin { user: "ann", key: &free, source, delegate: None };
         let grant = gate.admit(&login).await.unwrap().grant;
         assert_eq!(grant.kind, GrantKind::Key);
