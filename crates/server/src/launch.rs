@@ -10,7 +10,7 @@ mod root;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -20,27 +20,38 @@ use std::time::{Duration, Instant};
 use afar_sys::child::{Child, ExitStatus, Session};
 use afar_sys::exec_strings::exec_strings;
 use afar_sys::private_files::{PrivateDirError, ensure_private_dir};
+use afar_sys::signals::Signal;
 use afar_sys::socket::{connect_unix_at_once, peer_credentials};
 use afar_sys::spawn::{SpawnError, SpawnRequest, Stdio, spawn};
 use afar_sys::users::{User, current_user, effective_uid};
 
-use crate::limits::LOG_BYTES_MAX;
+use crate::limits::{ENDING_PATIENCE, LOG_BYTES_MAX, START_DEADLINE};
 use crate::paths::{SOCKET_NAME, runtime_dir, runtime_dir_is_default, state_dir};
 
 pub use root::SOCKET_DIR;
 
-/// How often a supervisor is started before giving up: one that ends for idleness just as we come
-/// takes a second try, and two such accidents in a row do not happen.
-const ATTEMPTS: u32 = 3;
+/// For how long others are waited for.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// For one that does not accept, because it is stopped or very busy.
+    busy: Duration,
+    /// For one that has the lock and does not listen: it is about to, or it is ending.
+    ending: Duration,
+    /// For the same, before it is found out by another start whether the lock is free.
+    restart: Duration,
+}
 
-/// How long another supervisor, which has taken the lock, may need until it listens.
-const WINNER_TIMEOUT: Duration = Duration::from_secs(2);
+const PATIENCE: Patience = Patience {
+    busy: Duration::from_secs(10),
+    ending: ENDING_PATIENCE,
+    restart: Duration::from_millis(250),
+};
 
-/// How long one that does not accept, because it is stopped or very busy, is waited for.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often is looked whether they do.
+const POLL: Duration = Duration::from_millis(2);
 
-/// How often is looked whether it does.
-const WINNER_POLL: Duration = Duration::from_millis(2);
+/// How long one that was killed is waited for. It ends at once, unless it waits for a disk.
+const KILLED_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The variables by which a supervisor that was started from within a job would seem to be part of
 /// that job.
@@ -80,6 +91,12 @@ pub enum LaunchError {
         /// Where it says why.
         log: PathBuf,
     },
+    /// Another one has the lock, and does not listen.
+    #[error("the supervisor is ending, or does not answer; try again in a moment")]
+    Ending,
+    /// It did not listen in time.
+    #[error("the supervisor did not start within {}", seconds(START_DEADLINE))]
+    Overlong,
     /// The system refused.
     #[error("{action}: {source}")]
     Io {
@@ -88,6 +105,20 @@ pub enum LaunchError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{} s", time.as_secs())
+}
+
+impl LaunchError {
+    /// What a client of a listener is told; the rest is for the log.
+    pub(crate) fn notice(&self) -> String {
+        match self {
+            Self::Busy | Self::Ending | Self::Overlong => self.to_string(),
+            _ => "the server could not start the supervisor; its log says why".to_owned(),
+        }
+    }
 }
 
 fn io_error(action: &'static str) -> impl Fn(io::Error) -> LaunchError {
@@ -142,9 +173,9 @@ impl Launcher {
     pub fn connect(&self, user: &User) -> Result<Launched, LaunchError> {
         let running = || self.connect_running(user.uid);
         if user.uid == effective_uid() {
-            reach(running, || self.start_own(), log_path)
+            reach(running, || self.start_own(), log_path, PATIENCE)
         } else if effective_uid() == 0 {
-            reach(running, || root::start(self, user), || root::log_path(user))
+            reach(running, || root::start(self, user), || root::log_path(user), PATIENCE)
         } else {
             Err(LaunchError::NotRoot { name: PathBuf::from(&user.name) })
         }
@@ -182,7 +213,7 @@ impl Launcher {
         let program = CString::new(self.executable.as_os_str().as_bytes()).map_err(|error| {
             LaunchError::Io { action: "bad program name", source: error.into() }
         })?;
-        let child = spawn(&SpawnRequest {
+        let mut child = spawn(&SpawnRequest {
             program: &program,
             argv,
             env,
@@ -192,11 +223,49 @@ impl Launcher {
             open_files_soft: self.open_files_soft,
         })?;
         drop(theirs);
-        // A line when it listens; the end of the pipe when it has ended, or has nothing more to say.
-        let mut line = [0];
-        let _ = File::from(ready).read(&mut line);
-        Ok(child)
+        if hear_from(ready, &mut child, START_DEADLINE) {
+            Ok(child)
+        } else {
+            reap_later(child);
+            Err(LaunchError::Overlong)
+        }
     }
+}
+
+/// Waits for a line from a child, when it listens, or for the end of the pipe, when it has ended or
+/// has nothing more to say. `false` if neither came in time: then it was killed, because it may hold the
+/// lock and wait for a home on a server that does not answer.
+fn hear_from(ready: OwnedFd, child: &mut Child, patience: Duration) -> bool {
+    if is_readable_within(&ready, patience) {
+        let _ = File::from(ready).read(&mut [0]);
+        return true;
+    }
+    // One that has ended in this moment needs no signal.
+    let _ = child.signal_group(Signal::KILL);
+    false
+}
+
+fn is_readable_within(descriptor: &impl AsFd, patience: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).ok();
+        match poll(&mut [PollFd::new(descriptor, PollFlags::IN)], left.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            // What can't be waited for is read, and says what is wrong.
+            answer => return answer != Ok(0),
+        }
+    }
+}
+
+/// Leaves no zombie of a child that was killed, and waits for none that the kernel does not let go.
+fn reap_later(mut child: Child) {
+    if is_readable_within(&child, KILLED_PATIENCE) {
+        let _ = child.try_wait();
+        return;
+    }
+    let _ = std::thread::Builder::new().spawn(move || child.wait());
 }
 
 /// Connects to the supervisor of the user who runs this, for the target `local`; starts it, as the
@@ -226,19 +295,19 @@ fn unknown_user(uid: u32) -> io::Error {
     io::Error::other(format!("uid {uid} is not in the user database"))
 }
 
-/// Connects, and starts what is to be connected to as often as is worth trying.
+/// Connects; starts what is to be connected to where there is none, and again where that found the lock
+/// taken and whoever had it is gone.
 fn reach(
     running: impl Fn() -> Result<Option<UnixStream>, LaunchError>,
     start: impl Fn() -> Result<Child, LaunchError>,
     log: impl Fn() -> PathBuf,
+    patience: Patience,
 ) -> Result<Launched, LaunchError> {
     let connect_when_not_busy = || {
-        let deadline = Instant::now() + BUSY_TIMEOUT;
+        let deadline = Instant::now() + patience.busy;
         loop {
             match running() {
-                Err(LaunchError::Busy) if Instant::now() < deadline => {
-                    std::thread::sleep(WINNER_POLL);
-                }
+                Err(LaunchError::Busy) if Instant::now() < deadline => std::thread::sleep(POLL),
                 other => return other,
             }
         }
@@ -246,28 +315,30 @@ fn reach(
     if let Some(stream) = connect_when_not_busy()? {
         return Ok(Launched { stream, started: None });
     }
-    for _ in 0..ATTEMPTS {
+    let deadline = Instant::now() + patience.ending;
+    loop {
         let mut started = start()?;
-        // One that lost the race for the lock to another has ended by now, and the other one may
-        // need a moment until it listens.
-        let deadline = Instant::now() + WINNER_TIMEOUT;
-        while Instant::now() < deadline {
+        let restart = Instant::now() + patience.restart;
+        // One that lost the race for the lock to another has ended by now, or is about to.
+        let mut has_ended = false;
+        while !has_ended || Instant::now() < restart {
             if let Some(stream) = connect_when_not_busy()? {
                 return Ok(Launched { stream, started: Some(started) });
             }
-            if has_failed(&mut started) {
-                return Err(LaunchError::Ended { log: log() });
+            if Instant::now() >= deadline {
+                reap_later(started);
+                return Err(LaunchError::Ending);
             }
-            std::thread::sleep(WINNER_POLL);
+            has_ended = match started.try_wait() {
+                Ok(Some(ended)) if ended.status != (ExitStatus::Exited { code: 0 }) => {
+                    return Err(LaunchError::Ended { log: log() });
+                }
+                Ok(None) => false,
+                Ok(Some(_)) | Err(_) => true,
+            };
+            std::thread::sleep(POLL);
         }
     }
-    Err(LaunchError::Ended { log: log() })
-}
-
-/// Whether it has ended otherwise than one does that finds another supervisor at work.
-fn has_failed(supervisor: &mut Child) -> bool {
-    let success = ExitStatus::Exited { code: 0 };
-    matches!(supervisor.try_wait(), Ok(Some(ended)) if ended.status != success)
 }
 
 /// A connection to whoever listens at `path`, who must be of the user `uid` (`W-4.8`).
@@ -299,10 +370,16 @@ fn open_log(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         ensure_private_dir(directory).map_err(io::Error::other)?;
     }
+    // A pipe in its place would have whoever opens it wait for a reader.
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600);
+    options.append(true).create(true).mode(0o600).custom_flags(flags.bits().cast_signed());
     let file = options.open(path)?;
-    if file.metadata()?.len() > LOG_BYTES_MAX {
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    if found.len() > LOG_BYTES_MAX {
         file.set_len(0)?;
     }
     Ok(file)
@@ -312,4 +389,101 @@ fn open_log(path: &Path) -> io::Result<File> {
 fn strings<S: AsRef<[u8]>>(strings: &[S]) -> Result<Vec<CString>, LaunchError> {
     exec_strings(strings.iter().map(AsRef::as_ref))
         .map_err(|error| io_error("bad argument")(io::Error::other(error.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn child(program: &str, argv: &[&str]) -> Child {
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+        spawn(&SpawnRequest {
+            program: &CString::new(program).unwrap(),
+            argv: &strings(argv).unwrap(),
+            env: &[],
+            cwd: Some(c"/"),
+            stdio: Stdio::Descriptors {
+                stdin: null.as_fd(),
+                stdout: null.as_fd(),
+                stderr: null.as_fd(),
+            },
+            session: Session::New,
+            open_files_soft: None,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn fault_63_a_log_that_is_no_file_is_refused_and_nobody_waits_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("afar");
+        let log = place.join("supervisor.log");
+        open_log(&log).unwrap();
+        std::fs::remove_file(&log).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &log, mode).unwrap();
+        assert!(open_log(&log).is_err());
+        // One that has a reader can be opened, and is no log either.
+        let _reader = OpenOptions::new().read(true).write(true).open(&log).unwrap();
+        assert!(open_log(&log).unwrap_err().to_string().contains("no regular file"));
+        std::fs::remove_file(&log).unwrap();
+        std::os::unix::fs::symlink(place.join("other"), &log).unwrap();
+        assert!(open_log(&log).is_err());
+        assert!(!place.join("other").exists());
+    }
+
+    #[test]
+    fn one_that_says_nothing_in_time_is_killed() {
+        let (ready, theirs) = rustix::pipe::pipe().unwrap();
+        let mut silent = child("/bin/sleep", &["sleep", "1000"]);
+        assert!(!hear_from(ready, &mut silent, Duration::from_millis(10)));
+        assert!(matches!(silent.wait().unwrap().status, ExitStatus::Signaled { .. }));
+        drop(theirs);
+        let (ready, theirs) = rustix::pipe::pipe().unwrap();
+        let mut ended = child("/bin/true", &["true"]);
+        drop(theirs);
+        assert!(hear_from(ready, &mut ended, Duration::from_secs(60)));
+        assert_eq!(ended.wait().unwrap().status, ExitStatus::Exited { code: 0 });
+    }
+
+    const IMPATIENT: Patience = Patience {
+        busy: Duration::from_millis(20),
+        ending: Duration::from_millis(20),
+        restart: Duration::from_millis(1),
+    };
+
+    #[test]
+    fn one_that_has_the_lock_and_is_ending_is_waited_for() {
+        let starts = Cell::new(0);
+        let start = || {
+            starts.set(starts.get() + 1);
+            Ok(child("/bin/true", &["true"]))
+        };
+        // The lock is free the seventh time.
+        let running = || Ok((starts.get() == 7).then(|| UnixStream::pair().unwrap().0));
+        let patience = Patience { ending: Duration::from_secs(60), ..IMPATIENT };
+        assert!(reach(running, start, PathBuf::new, patience).unwrap().started.is_some());
+        let never = || Ok(None);
+        let given_up = reach(never, start, PathBuf::new, IMPATIENT).unwrap_err();
+        assert!(matches!(given_up, LaunchError::Ending), "{given_up}");
+        assert!(given_up.notice().contains("is ending"));
+    }
+
+    #[test]
+    fn one_that_fails_is_not_started_again() {
+        let starts = Cell::new(0);
+        let start = || {
+            starts.set(starts.get() + 1);
+            Ok(child("/bin/false", &["false"]))
+        };
+        let patience = Patience { ending: Duration::from_secs(60), ..IMPATIENT };
+        let failed = reach(|| Ok(None), start, PathBuf::new, patience).unwrap_err();
+        assert!(matches!(failed, LaunchError::Ended { .. }), "{failed}");
+        assert_eq!(starts.get(), 1);
+        let busy = reach(|| Err(LaunchError::Busy), start, PathBuf::new, IMPATIENT);
+        assert!(matches!(busy, Err(LaunchError::Busy)));
+        assert_eq!(starts.get(), 1);
+    }
 }

@@ -19,6 +19,21 @@ pub const STANDING_INTERVAL: Duration = Duration::from_secs(5);
 /// grace of 5 s unless they asked for another.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a supervisor that was started may need until it listens: it asks the user database, and
+/// opens a log in a home that may be on a server. It is killed then.
+pub const START_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long is waited for the end of a supervisor that listens no more: longer than it waits for its
+/// jobs.
+pub const ENDING_PATIENCE: Duration = Duration::from_secs(STOP_TIMEOUT.as_secs() + 2);
+
+/// How long a login waits for its supervisor while that of another login is being started; more than
+/// it may take to start one or to wait for the end of one, and less than the client's patience.
+pub const LAUNCH_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Logins of one user that may wait for that at once.
+pub const LAUNCH_WAITERS_MAX: usize = 1024;
+
 /// Size at which a supervisor's log starts anew.
 pub const LOG_BYTES_MAX: u64 = 1024 * 1024;
 

@@ -6,6 +6,7 @@
 mod door;
 mod gate;
 mod hand_off;
+mod launches;
 mod live;
 mod ready;
 pub(crate) mod trust;
@@ -17,7 +18,7 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use afar_core::account::AccountRules;
 use afar_core::doorkeeper::DoorRules;
@@ -37,9 +38,11 @@ use tokio::sync::watch;
 
 use crate::classic::{self, Classic, ClassicConfig, ClassicError};
 use crate::launch::{LaunchError, Launcher};
+use crate::limits::LAUNCH_PATIENCE;
 use crate::log::Log;
 use crate::paths::state_dir;
 use door::Door;
+use launches::Launches;
 
 use live::{Current, Found, Live, Own};
 
@@ -64,9 +67,6 @@ const KEEPALIVE: Keepalive = Keepalive {
 /// How long to wait after accept(2) failed: the reason (no descriptor, no memory) needs time to go
 /// away, and asking again at once would only burn the processor.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-
-/// What a client is told that was let in, and for which there is no supervisor.
-const NO_SUPERVISOR: &str = "the server could not start the supervisor; its log says why";
 
 /// What a listener is to do.
 #[derive(Debug)]
@@ -156,6 +156,7 @@ pub(crate) struct Shared {
     own: Own,
     log: Log,
     door: Door,
+    launches: Launches,
     classic: Option<Arc<Classic>>,
 }
 
@@ -204,6 +205,7 @@ pub fn serve(
         own,
         log: config.log,
         door: Door::new(config.door),
+        launches: Launches::default(),
         classic: classic.map(Arc::new),
     });
 
@@ -235,7 +237,7 @@ pub fn serve(
             let _ = stop.send(true);
         });
     });
-    drive(&runtime, &shared, entrances, stopped);
+    drive(runtime, &shared, entrances, stopped);
     for worker in workers {
         // A worker that has panicked has said so already.
         let _ = worker.join();
@@ -344,18 +346,18 @@ async fn until_told_to_stop() {
 /// One thread's part of the work.
 fn work(shared: &Arc<Shared>, entrances: Vec<Entrance>, stopped: watch::Receiver<bool>) {
     match runtime() {
-        Ok(runtime) => drive(&runtime, shared, entrances, stopped),
+        Ok(runtime) => drive(runtime, shared, entrances, stopped),
         Err(error) => shared.log.error(&format!("a thread less: {error}")),
     }
 }
 
 fn drive(
-    runtime: &tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
     shared: &Arc<Shared>,
     entrances: Vec<Entrance>,
-    mut stopped: watch::Receiver<bool>,
+    stopped: watch::Receiver<bool>,
 ) {
-    runtime.block_on(async {
+    until_stopped(runtime, stopped, || {
         for Entrance { listener, address, protocol } in entrances {
             match TcpListener::from_std(listener) {
                 Ok(listener) => {
@@ -364,8 +366,21 @@ fn drive(
                 Err(error) => shared.log.error(&format!("cannot serve {address}: {error}")),
             }
         }
+    });
+}
+
+/// Runs what `begin` has spawned. What blocks on a thread then, such as a read from a server that does
+/// not answer, is not waited for.
+fn until_stopped(
+    runtime: tokio::runtime::Runtime,
+    mut stopped: watch::Receiver<bool>,
+    begin: impl FnOnce(),
+) {
+    runtime.block_on(async {
+        begin();
         let _ = stopped.wait_for(|stop| *stop).await;
     });
+    runtime.shutdown_background();
 }
 
 async fn accept_all(shared: Arc<Shared>, listener: TcpListener, protocol: Protocol) {
@@ -420,7 +435,7 @@ async fn serve_connection(shared: Arc<Shared>, socket: TcpStream, source: Socket
         Ok(stream) => stream,
         Err(error) => {
             shared.log.error(&format!("{source}: {error}"));
-            return hand_off::turn_away(accepted.transport, NO_SUPERVISOR.to_owned()).await;
+            return hand_off::turn_away(accepted.transport, error.notice()).await;
         }
     };
     let Accepted { transport, grant, rest } = accepted;
@@ -433,29 +448,33 @@ async fn serve_connection(shared: Arc<Shared>, socket: TcpStream, source: Socket
 pub(crate) async fn connect_supervisor(
     shared: &Shared,
     grant: &Grant,
-) -> Result<UnixStream, LaunchError> {
+) -> Result<UnixStream, Arc<LaunchError>> {
     let to_tokio = |stream: std::os::unix::net::UnixStream| {
         stream
             .set_nonblocking(true)
             .and_then(|()| UnixStream::from_std(stream))
             .map_err(|source| LaunchError::Io { action: "cannot use the socket", source })
     };
-    // A running one is connected to at once; only a start, or one that is busy, is worth a thread.
-    let monitor = Arc::clone(&shared.current.get().monitor);
-    match monitor.running_supervisor(grant.uid) {
-        Ok(Some(stream)) => return to_tokio(stream),
-        Ok(None) | Err(LaunchError::Busy) => {}
-        Err(error) => return Err(error),
+    let deadline = Instant::now() + LAUNCH_PATIENCE;
+    loop {
+        // A running one is connected to at once; only a start, or one that is busy, is worth a thread.
+        let monitor = Arc::clone(&shared.current.get().monitor);
+        match monitor.running_supervisor(grant.uid) {
+            Ok(Some(stream)) => return to_tokio(stream).map_err(Arc::new),
+            Ok(None) | Err(LaunchError::Busy) => {}
+            Err(error) => return Err(Arc::new(error)),
+        }
+        if Instant::now() >= deadline {
+            return Err(Arc::new(LaunchError::Busy));
+        }
+        let (name, uid) = (grant.user.clone(), grant.uid);
+        let start = move || monitor.supervisor(OsStr::from_bytes(name.as_bytes()), uid);
+        let Some(launched) = shared.launches.launch(uid, start).await? else { continue };
+        if let Some(child) = launched.started {
+            tokio::spawn(reap(child));
+        }
+        return to_tokio(launched.stream).map_err(Arc::new);
     }
-    let (name, uid) = (grant.user.clone(), grant.uid);
-    let start = move || monitor.supervisor(OsStr::from_bytes(name.as_bytes()), uid);
-    let launched = tokio::task::spawn_blocking(start).await.map_err(|error| {
-        LaunchError::Io { action: "cannot start a thread", source: io::Error::other(error) }
-    })??;
-    if let Some(child) = launched.started {
-        tokio::spawn(reap(child));
-    }
-    to_tokio(launched.stream)
 }
 
 /// Waits for a supervisor that is a child of this process, so that it leaves no zombie.
@@ -466,5 +485,26 @@ async fn reap(mut child: Child) {
     };
     if pidfd.readable().await.is_ok() {
         let _ = child.try_wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_that_is_told_to_end_waits_for_nothing_that_blocks() {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (ended, has_ended) = std::sync::mpsc::channel();
+        let (_stop, stopped) = watch::channel(true);
+        until_stopped(runtime().unwrap(), stopped, || {
+            tokio::task::spawn_blocking(move || {
+                let _ = held.recv();
+                let _ = ended.send(());
+            });
+        });
+        // Only now: had it been waited for, nothing would ever get here.
+        drop(release);
+        has_ended.recv().unwrap();
     }
 }

@@ -89,7 +89,7 @@ impl Conversation {
                     self.revoke(&refusal);
                     break;
                 }
-                event = self.driver.next() => {
+                event = self.driver.next(), if !*self.supervisor.stopping.borrow() => {
                     if let Event::Closed(_) = event {
                         break;
                     }

@@ -128,6 +128,20 @@ impl Drop for TakenId {
 }
 
 impl Supervisor {
+    fn new(user: User, open_files_soft: Option<u64>, log: Log) -> Self {
+        Self {
+            user,
+            open_files_soft,
+            ids: RefCell::default(),
+            connections: Cell::default(),
+            sessions: session::Sessions::default(),
+            busy: watch::Sender::new(Counts::default()),
+            stopping: watch::Sender::new(false),
+            looking: Arc::new(Semaphore::new(1)),
+            log,
+        }
+    }
+
     /// A number that no connection has had.
     fn next_connection(&self) -> u64 {
         self.connections.set(self.connections.get() + 1);
@@ -173,19 +187,7 @@ pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
     if let Err(error) = rustix::process::setpriority_process(None, 0) {
         config.log.info(&format!("jobs have the niceness of whoever started the first: {error}"));
     }
-    let (busy, _) = watch::channel(Counts::default());
-    let (stopping, _) = watch::channel(false);
-    let supervisor = Rc::new(Supervisor {
-        user,
-        open_files_soft,
-        ids: RefCell::default(),
-        connections: Cell::default(),
-        sessions: session::Sessions::default(),
-        busy,
-        stopping,
-        looking: Arc::new(Semaphore::new(1)),
-        log: config.log,
-    });
+    let supervisor = Rc::new(Supervisor::new(user, open_files_soft, config.log));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -229,13 +231,10 @@ async fn serve(
                 }
                 // Somebody came in at the last moment: stay, under a new socket.
                 late.into_iter().for_each(|stream| welcome(&supervisor, stream));
-                socket = claim.map(Claim::listen).transpose()?;
+                socket = claim.renewable().map(Claim::listen).transpose()?;
             }
             _ = term.recv() => {
-                if let Some(socket) = &socket {
-                    socket.refuse();
-                }
-                stop(&supervisor).await;
+                stop(&supervisor, socket).await;
                 return Ok(());
             }
         }
@@ -363,9 +362,16 @@ impl Drop for OpenSession {
 }
 
 /// Tells every client that this ends, and waits until their jobs have been ended, and the shells of
-/// sessions.
-async fn stop(supervisor: &Supervisor) {
+/// sessions. Nobody else can start one before that.
+async fn stop(supervisor: &Rc<Supervisor>, socket: Option<Socket>) {
     supervisor.stopping.send_replace(true);
+    let closed = socket.map(Socket::close).transpose().unwrap_or_else(|error| {
+        supervisor.log.error(&format!("who connects now is not heard: {error}"));
+        None
+    });
+    let (late, _claim) = closed.unzip();
+    // Who came in at the last moment is told too.
+    late.into_iter().flatten().for_each(|stream| welcome(supervisor, stream));
     let mut busy = supervisor.busy.subscribe();
     let ended = busy.wait_for(|counts| counts.conversations == 0 && counts.sessions == 0);
     let _ = tokio::time::timeout(STOP_TIMEOUT, ended).await;
@@ -399,4 +405,50 @@ async fn admit(supervisor: &Supervisor, stream: UnixStream) -> Result<Introduced
         return Err(format!("its grant is for uid {uid}, this is uid {own_uid}"));
     }
     Ok(introduced)
+}
+
+#[cfg(test)]
+mod tests {
+    use afar_core::policy::Grant;
+    use afar_net::clock::Clock;
+    use afar_net::local::attach_local;
+    use afar_proto::connection::{Event, Role};
+    use afar_proto::{Config, Connection};
+
+    use super::*;
+
+    /// W-4.13: it has handed its connection over, and nobody has taken it yet.
+    #[tokio::test]
+    async fn whoever_connects_just_before_the_end_is_told_of_it_and_nothing_is_started() {
+        let user = current_user().unwrap().unwrap();
+        let grant = Grant::local(user.name.to_str().unwrap(), user.uid);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("supervisor.sock");
+        let bound = afar_sys::socket::bind_unix_for(&path, user.uid).unwrap();
+        let lock = directory.path().join("lock");
+        let lock = afar_sys::private_files::try_lock_exclusive(&lock).unwrap().unwrap();
+        let socket = Claim::of_passed(bound, lock).listen().unwrap();
+        let supervisor = Rc::new(Supervisor::new(user, None, Log::default()));
+
+        let stream = UnixStream::connect(&path).await.unwrap();
+        let clock = Clock::new();
+        let connection = Connection::new(Role::Client, Config::default(), clock.now());
+        let mut client = attach_local(stream, &grant, connection, clock);
+        let local = tokio::task::LocalSet::new();
+        let (told, ()) = local
+            .run_until(async {
+                tokio::join!(
+                    async {
+                        loop {
+                            if let Event::Closed(why) = client.next().await {
+                                return why.to_string();
+                            }
+                        }
+                    },
+                    stop(&supervisor, Some(socket))
+                )
+            })
+            .await;
+        assert!(told.contains("told to end"), "{told}");
+    }
 }

@@ -57,8 +57,21 @@ impl Claim {
         let take = |index| {
             take_passed(index).map_err(|error| io_error("nothing was passed on")(error.into()))
         };
-        let (bound, lock) = (take(0)?, take(1)?);
-        Ok(Self { kind: Kind::Passed { _lock: lock }, bound: Some(bound) })
+        Ok(Self::of_passed(take(0)?, take(1)?))
+    }
+
+    /// A place of root's: its socket, which is bound, and its lock.
+    pub(super) fn of_passed(bound: OwnedFd, lock: OwnedFd) -> Self {
+        Self { kind: Kind::Passed { _lock: lock }, bound: Some(bound) }
+    }
+
+    /// What can be listened on again: nothing, where the place is not ours. Then the lock is free, and
+    /// whoever comes next starts a supervisor beside this one, which only serves whom it has.
+    pub(super) fn renewable(self) -> Option<Self> {
+        match self.kind {
+            Kind::Own { .. } => Some(self),
+            Kind::Passed { .. } => None,
+        }
     }
 
     /// Listens; to be called within the runtime.
@@ -137,10 +150,9 @@ impl Socket {
         }
     }
 
-    /// Ends listening. Returns those who had connected before that and were not accepted yet, and what
-    /// can be listened on anew for their sake: nothing, where the place is not ours. Then the lock is
-    /// free, and whoever comes next starts a supervisor beside this one, which only serves them.
-    pub(super) fn close(self) -> Result<(Vec<UnixStream>, Option<Claim>), SupervisorError> {
+    /// Ends listening. Returns those who had connected before that and were not accepted yet, and the
+    /// place, with its lock.
+    pub(super) fn close(self) -> Result<(Vec<UnixStream>, Claim), SupervisorError> {
         self.refuse();
         let failed = io_error("cannot close the socket");
         let listener = self.listener.into_std().map_err(&failed)?;
@@ -149,11 +161,7 @@ impl Socket {
             stream.set_nonblocking(true).map_err(&failed)?;
             late.push(UnixStream::from_std(stream).map_err(&failed)?);
         }
-        let claim = match self.kind {
-            kind @ Kind::Own { .. } => Some(Claim { kind, bound: None }),
-            Kind::Passed { .. } => None,
-        };
-        Ok((late, claim))
+        Ok((late, Claim { kind: self.kind, bound: None }))
     }
 }
 
@@ -181,6 +189,31 @@ mod tests {
         assert!(connected.is_ok() && accepted.is_ok());
         // The lock is still the only one.
         assert!(try_lock_exclusive(&path.with_file_name(LOCK_NAME)).unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn whoever_has_connected_before_the_end_is_not_lost_and_the_lock_is_held_to_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(SOCKET_NAME);
+        let passed = try_lock_exclusive(&directory.path().join("passed")).unwrap().unwrap();
+        let bound = afar_sys::socket::bind_unix_for(
+            &directory.path().join("passed.sock"),
+            afar_sys::users::effective_uid(),
+        );
+        let passed = Claim::of_passed(bound.unwrap(), passed);
+        for (claim, socket, lock) in [
+            (claim(path.clone()), path.clone(), path.with_file_name(LOCK_NAME)),
+            (passed, directory.path().join("passed.sock"), directory.path().join("passed")),
+        ] {
+            let open = claim.listen().unwrap();
+            let _late = UnixStream::connect(&socket).await.unwrap();
+            let (late, claim) = open.close().unwrap();
+            assert_eq!(late.len(), 1);
+            assert!(UnixStream::connect(&socket).await.is_err());
+            assert!(try_lock_exclusive(&lock).unwrap().is_none());
+            drop(claim);
+            assert!(try_lock_exclusive(&lock).unwrap().is_some());
+        }
     }
 
     #[tokio::test]
