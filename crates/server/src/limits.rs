@@ -15,6 +15,12 @@ pub const LINGER: Duration = Duration::from_secs(5);
 /// How often a connection's grant is held against its files though nothing is asked for (`W-4.12`).
 pub const STANDING_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long a request waits for that look where the files are on a server, which may not answer.
+pub const LOOK_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Requests of one connection that may wait for it at once.
+pub const LOOK_WAITERS_MAX: usize = 64;
+
 /// How long a supervisor that is told to end waits for its jobs: they get TERM, and KILL after a
 /// grace of 5 s unless they asked for another.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);

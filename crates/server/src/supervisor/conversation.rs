@@ -1,6 +1,7 @@
 //! One connection to the supervisor: its grant, its jobs, and the bytes between them.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,12 +16,14 @@ use afar_proto::outcome::{Phase, RefusalReason, Started};
 use afar_proto::{Config, Connection};
 use afar_sys::signals::Signal;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
 
 use super::job::{Allowance, FromJob, ToJob, start, start_in_session};
 use super::request::prepare;
 use super::session::{SessionRequest, prepare_in_session};
-use super::standing::{self, Standing};
+use super::standing::{Answer, Watch};
 use super::{Supervisor, TakenId};
+use crate::limits::{LOOK_DEADLINE, LOOK_WAITERS_MAX};
 
 /// A stream's allowance is topped up when at least this much can be added, so that bulk output does
 /// not cost a message for every read.
@@ -32,6 +35,9 @@ const BYTES_PER_PIECE: usize = 1024;
 
 /// What a client is told whose key does not count any more; why is for the log.
 const REVOKED: &str = "the key that this connection was let in with is not accepted any more";
+
+/// What a client is told whose request waited too long for what decides about its key.
+const UNJUDGED: &str = "whether the key is still accepted could not be read in time; try again";
 
 /// What a conversation knows of a job that it started.
 struct Running {
@@ -50,8 +56,12 @@ pub(super) struct Conversation {
     /// Its number, which is that of its sessions.
     number: u64,
     grant: Grant,
-    /// What the grant rests on; `None` for a local one.
-    standing: Option<Standing>,
+    /// What the grant rests on.
+    watch: Watch,
+    /// Requests that wait for a look at it, each with the number of the look.
+    held: Vec<(u64, Event)>,
+    /// When the first of them has waited too long.
+    held_until: Option<Instant>,
     driver: Driver<AnyTransport>,
     jobs: BTreeMap<ChannelId, Running>,
     from_jobs: UnboundedReceiver<(ChannelId, FromJob)>,
@@ -65,19 +75,30 @@ impl Conversation {
         let config = Config { features: vec![FEATURE_SESSION.to_owned()], ..Config::default() };
         let connection = Connection::new(Role::Server, config, clock.now());
         let number = supervisor.next_connection();
-        let standing = Standing::of(&grant, &supervisor.user);
+        let local = supervisor.local_files.borrow();
+        let watch = Watch::new(&grant, &supervisor.user, &supervisor.looking, local.as_ref());
+        drop(local);
         let mut driver = Driver::new(transport, connection, clock);
         driver.feed(&first);
         let (to_self, from_jobs) = unbounded_channel();
         let jobs = BTreeMap::new();
-        Self { supervisor, number, grant, standing, driver, jobs, from_jobs, to_self }
+        Self {
+            supervisor,
+            number,
+            grant,
+            watch,
+            held: Vec::new(),
+            held_until: None,
+            driver,
+            jobs,
+            from_jobs,
+            to_self,
+        }
     }
 
     /// Runs until the connection has ended and every job that it had is cleaned up after.
     pub(super) async fn run(mut self) {
         let mut stopping = self.supervisor.stopping.subscribe();
-        let supervisor = Rc::clone(&self.supervisor);
-        let mut lost = std::pin::pin!(standing::lost(self.standing.clone(), &supervisor.looking));
         loop {
             tokio::select! {
                 _ = stopping.wait_for(|stopping| *stopping) => {
@@ -85,23 +106,19 @@ impl Conversation {
                     self.driver.connection().close(GoodbyeCode::Unavailable, message);
                     break;
                 }
-                refusal = &mut lost => {
-                    self.revoke(&refusal);
-                    break;
+                (number, looked) = self.watch.looked() => {
+                    if self.handle_look(number, looked).is_break() {
+                        break;
+                    }
                 }
+                () = until(self.held_until) => self.give_up_held(),
                 event = self.driver.next(), if !*self.supervisor.stopping.borrow() => {
                     if let Event::Closed(_) = event {
                         break;
                     }
-                    if let Event::Open { channel, .. } | Event::Attach { channel, .. } = &event
-                        && let Some(Err(refusal)) = self.standing.as_mut().map(Standing::check)
-                    {
-                        // Nothing of it is started, and it is told so.
-                        self.refuse(*channel, &refused(RefusalReason::Denied, REVOKED));
-                        self.revoke(&refusal);
+                    if self.handle_request(event).is_break() {
                         break;
                     }
-                    self.handle_event(event);
                 }
                 Some((channel, event)) = self.from_jobs.recv() => {
                     self.handle_job(channel, event);
@@ -123,6 +140,71 @@ impl Conversation {
             let Some((channel, event)) = self.from_jobs.recv().await else { break };
             if matches!(event, FromJob::Gone) {
                 self.jobs.remove(&channel);
+            }
+        }
+    }
+
+    /// Handles what the client says; a request once it is known that the grant still holds. Breaks if
+    /// it does not.
+    fn handle_request(&mut self, event: Event) -> ControlFlow<()> {
+        let (Event::Open { channel, .. } | Event::Attach { channel, .. }) = &event else {
+            self.handle_event(event);
+            return ControlFlow::Continue(());
+        };
+        match self.watch.look() {
+            Answer::Now(Ok(())) => self.handle_event(event),
+            Answer::Now(Err(refusal)) => {
+                // Nothing of it is started, and it is told so.
+                self.refuse(*channel, &refused(RefusalReason::Denied, REVOKED));
+                self.revoke(&refusal);
+                return ControlFlow::Break(());
+            }
+            Answer::After(_) if self.held.len() >= LOOK_WAITERS_MAX => {
+                self.refuse(*channel, &refused(RefusalReason::NoResources, UNJUDGED));
+            }
+            Answer::After(number) => {
+                self.held.push((number, event));
+                self.held_until.get_or_insert_with(|| Instant::now() + LOOK_DEADLINE);
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Goes on with the requests that waited for this look. Breaks if the grant does not hold.
+    fn handle_look(&mut self, number: u64, looked: Result<(), String>) -> ControlFlow<()> {
+        if let Some(files) = self.watch.local_files() {
+            let mut known = self.supervisor.local_files.borrow_mut();
+            if known.as_ref() != Some(files) {
+                *known = Some(files.clone());
+            }
+        }
+        let held = std::mem::take(&mut self.held);
+        self.held_until = None;
+        if let Err(refusal) = looked {
+            for (_, event) in held {
+                if let Event::Open { channel, .. } | Event::Attach { channel, .. } = event {
+                    self.refuse(channel, &refused(RefusalReason::Denied, REVOKED));
+                }
+            }
+            self.revoke(&refusal);
+            return ControlFlow::Break(());
+        }
+        for (wanted, event) in held {
+            if wanted <= number {
+                self.handle_event(event);
+            } else if self.handle_request(event).is_break() {
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Refuses what has waited too long for a look.
+    fn give_up_held(&mut self) {
+        self.held_until = None;
+        for (_, event) in std::mem::take(&mut self.held) {
+            if let Event::Open { channel, .. } | Event::Attach { channel, .. } = event {
+                self.refuse(channel, &refused(RefusalReason::NoResources, UNJUDGED));
             }
         }
     }
@@ -244,6 +326,12 @@ impl Conversation {
 
     /// The client is done with the channel: its job is cancelled, and counts until it is gone.
     fn abandon(&mut self, channel: ChannelId) {
+        self.held.retain(|(_, event)| match event {
+            Event::Open { channel: held, .. } | Event::Attach { channel: held, .. } => {
+                *held != channel
+            }
+            _ => true,
+        });
         match self.jobs.get_mut(&channel) {
             Some(running) => {
                 running.wanted = false;
@@ -327,4 +415,12 @@ impl Conversation {
 
 fn refused(reason: RefusalReason, message: &str) -> Refused {
     Refused { phase: Phase::Authorize, reason, message: message.to_owned(), started: Started::No }
+}
+
+/// Resolves at this time; never, if there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }

@@ -106,6 +106,8 @@ struct Supervisor {
     stopping: watch::Sender<bool>,
     /// The turn to look at what grants rest on.
     looking: Arc<Semaphore>,
+    /// Those of the last grant whose files were found to be on this machine.
+    local_files: RefCell<Option<standing::Files>>,
     log: Log,
 }
 
@@ -138,6 +140,7 @@ impl Supervisor {
             busy: watch::Sender::new(Counts::default()),
             stopping: watch::Sender::new(false),
             looking: Arc::new(Semaphore::new(1)),
+            local_files: RefCell::default(),
             log,
         }
     }

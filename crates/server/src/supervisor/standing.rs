@@ -17,8 +17,10 @@ use afar_core::policy::{Grant, Restrictions};
 use afar_proto::json::ByteString;
 use afar_sys::users::User;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use crate::limits::STANDING_INTERVAL;
+use crate::limits::{LOOK_DEADLINE, STANDING_INTERVAL};
 use crate::listener::trust::{Refusal, ServerFiles};
 use crate::listener::watched_file::Stamp;
 use crate::monitor::{AccountKeys, FileRead};
@@ -27,6 +29,33 @@ use crate::monitor::{AccountKeys, FileRead};
 /// have come between the listener's look and our first one, or have the same time as another one.
 /// More than what a login may take, and a supervisor to start.
 const UNSETTLED: Duration = Duration::from_secs(90);
+
+/// The file systems that need nobody's answer (statfs(2)): bcachefs, btrfs, ext2 to ext4, F2FS, overlayfs,
+/// ramfs, squashfs, tmpfs, XFS, ZFS.
+const LOCAL_FILE_SYSTEMS: [u32; 10] = [
+    0xca45_1a4e,
+    0x9123_683e,
+    0x0000_ef53,
+    0xf2f5_2010,
+    0x794c_7630,
+    0x8584_58f6,
+    0x7371_7368,
+    0x0102_1994,
+    0x5846_5342,
+    0x2fc1_2fc1,
+];
+
+fn is_local_or_missing(path: &Path) -> bool {
+    match rustix::fs::statfs(path) {
+        Ok(found) => {
+            // The numbers have 32 bits; their type has more, or a sign, on some machines.
+            u64::try_from(found.f_type)
+                .is_ok_and(|kind| LOCAL_FILE_SYSTEMS.iter().any(|local| u64::from(*local) == kind))
+        }
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => true,
+        Err(_) => false,
+    }
+}
 
 /// A grant, and what it rests on.
 #[derive(Clone, Debug)]
@@ -38,10 +67,13 @@ pub(super) struct Standing {
     files: Files,
     /// The stamps under which the grant was good, once they are of any use.
     good: Option<Vec<Option<Stamp>>>,
+    /// Whether the files are on file systems of this machine.
+    is_local: bool,
 }
 
-#[derive(Clone, Debug)]
-struct Files {
+/// The files that a grant rests on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Files {
     keys: Vec<PathBuf>,
     trusted_authorities: Option<PathBuf>,
     revoked_keys: Option<PathBuf>,
@@ -51,13 +83,13 @@ impl Standing {
     /// That of a grant that has just come from a listener; `None` for one that rests on no file.
     pub(super) fn of(grant: &Grant, user: &User) -> Option<Self> {
         let basis = grant.basis.as_ref()?;
-        let path = |text: &ByteString| PathBuf::from(OsStr::from_bytes(text.as_bytes()));
         // What only root can read, only root's listener can judge: such a file counts at the login.
         let readable = |path: &PathBuf| std::fs::File::open(path).is_ok();
+        let files = Files::of(grant)?;
         let files = Files {
-            keys: basis.key_files.iter().map(path).collect(),
-            trusted_authorities: basis.trusted_authorities.as_ref().map(path).filter(readable),
-            revoked_keys: basis.revoked_keys.as_ref().map(path).filter(readable),
+            trusted_authorities: files.trusted_authorities.filter(readable),
+            revoked_keys: files.revoked_keys.filter(readable),
+            ..files
         };
         let mut standing = Self {
             user: user.clone(),
@@ -66,6 +98,7 @@ impl Standing {
             restrictions: grant.restrictions.clone(),
             files,
             good: None,
+            is_local: false,
         };
         // A file that is not there may have gone just now.
         let stamps = standing.files.settled_stamps();
@@ -101,42 +134,205 @@ impl Standing {
 }
 
 impl Files {
+    fn of(grant: &Grant) -> Option<Self> {
+        let basis = grant.basis.as_ref()?;
+        let path = |text: &ByteString| PathBuf::from(OsStr::from_bytes(text.as_bytes()));
+        Some(Self {
+            keys: basis.key_files.iter().map(path).collect(),
+            trusted_authorities: basis.trusted_authorities.as_ref().map(path),
+            revoked_keys: basis.revoked_keys.as_ref().map(path),
+        })
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        let files = self.keys.iter().chain(&self.trusted_authorities).chain(&self.revoked_keys);
+        files.map(PathBuf::as_path)
+    }
+
+    /// Whether none of them is reached through a file system that somebody else serves, so that looking
+    /// at them takes no time to speak of.
+    fn are_local(&self) -> bool {
+        self.paths().all(|path| {
+            let real = std::fs::canonicalize(path);
+            let real = real.as_deref().unwrap_or(path);
+            path.ancestors().chain(real.ancestors()).all(is_local_or_missing)
+        })
+    }
+
     /// The stamps of all files; `None` where one of them is too new to be told from another.
     fn settled_stamps(&self) -> Option<Vec<Option<Stamp>>> {
-        let paths: Vec<&Path> = self
-            .keys
-            .iter()
-            .chain(&self.trusted_authorities)
-            .chain(&self.revoked_keys)
-            .map(PathBuf::as_path)
-            .collect();
-        let stamps: Vec<Option<Stamp>> = paths.into_iter().map(Stamp::of).collect();
+        let stamps: Vec<Option<Stamp>> = self.paths().map(Stamp::of).collect();
         let settled = |stamp: &Stamp| stamp.is_older_than(UNSETTLED);
         stamps.iter().flatten().all(settled).then_some(stamps)
     }
 }
 
-/// Waits until the grant does not hold any more, and says why; for ever, if it rests on no file.
-/// Looks on a thread of its own, one for all connections: a home may be on a server that does not
-/// answer.
-pub(super) async fn lost(standing: Option<Standing>, looking: &Arc<Semaphore>) -> Refusal {
-    let Some(mut standing) = standing else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(STANDING_INTERVAL).await;
-        let Ok(turn) = Arc::clone(looking).acquire_owned().await else {
-            return std::future::pending().await;
+/// Looks at what a connection's grant rests on: before each request, and now and then.
+///
+/// Where all of it is on file systems of this machine that is done at once, because it costs some
+/// microseconds. Elsewhere it is done on a thread, one for all connections: a file server may not
+/// answer, and the other connections and jobs must not wait for it.
+pub(super) struct Watch {
+    state: State,
+    looking: Arc<Semaphore>,
+    /// How many looks were begun.
+    begun: u64,
+    /// Its first tick is not at once.
+    ticks: Interval,
+}
+
+/// What a look has come to; `None` if there is nothing to look at, or a thread has panicked.
+type Look = Option<(Box<Standing>, Result<(), Refusal>)>;
+
+enum State {
+    /// It rests on no file.
+    Unconditional,
+    Known(Box<Standing>),
+    UnderWay(JoinHandle<Look>),
+    /// The grant is not readable, or a thread has panicked.
+    Broken,
+}
+
+/// What is known when a request comes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Whether the grant holds.
+    Now(Result<(), Refusal>),
+    /// The look of this number will tell.
+    After(u64),
+}
+
+impl Watch {
+    /// For a grant that has just come from a listener. `local` are files that were found to be on this
+    /// machine.
+    pub(super) fn new(
+        grant: &Grant,
+        user: &User,
+        looking: &Arc<Semaphore>,
+        local: Option<&Files>,
+    ) -> Self {
+        let mut watch = Self {
+            state: State::Unconditional,
+            looking: Arc::clone(looking),
+            begun: 0,
+            ticks: ticks(),
         };
-        let looked = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            let result = standing.check();
-            (standing, result)
+        if grant.basis.is_none() {
+            return watch;
+        }
+        if local.is_some() && local == Files::of(grant).as_ref() {
+            watch.state = Standing::of(grant, user).map_or(State::Broken, |known| {
+                State::Known(Box::new(Standing { is_local: true, ..known }))
+            });
+            return watch;
+        }
+        let (grant, user, began) = (grant.clone(), user.clone(), Instant::now());
+        watch.begin(move || {
+            let mut standing = Standing::of(&grant, &user)?;
+            standing.is_local = standing.files.are_local();
+            if began.elapsed() > LOOK_DEADLINE {
+                // So late a look says nothing of what the listener has seen.
+                standing.good = None;
+            }
+            Some(Box::new(standing))
         });
-        match looked.await {
-            Ok((same, Ok(()))) => standing = same,
-            Ok((_, Err(refusal))) => return refusal,
-            Err(_) => return "looking at it failed".to_owned(),
+        watch
+    }
+
+    /// The files, once they are known to be on this machine.
+    pub(super) fn local_files(&self) -> Option<&Files> {
+        match &self.state {
+            State::Known(standing) if standing.is_local => Some(&standing.files),
+            _ => None,
         }
     }
+
+    /// Looks for a request that has just come.
+    pub(super) fn look(&mut self) -> Answer {
+        match std::mem::replace(&mut self.state, State::Broken) {
+            State::Unconditional => {
+                self.state = State::Unconditional;
+                Answer::Now(Ok(()))
+            }
+            State::Known(mut standing) if standing.is_local => {
+                let result = standing.check();
+                self.state = State::Known(standing);
+                Answer::Now(result)
+            }
+            State::Known(standing) => {
+                self.begin(move || Some(standing));
+                Answer::After(self.begun)
+            }
+            // What is under way may have looked already, before the request came.
+            State::UnderWay(look) => {
+                self.state = State::UnderWay(look);
+                Answer::After(self.begun + 1)
+            }
+            State::Broken => Answer::Now(Err(broken())),
+        }
+    }
+
+    /// Waits for the next look to end, and says which one it was and what it has found. For ever, if
+    /// the grant rests on no file. Nothing is lost when this is dropped.
+    pub(super) async fn looked(&mut self) -> (u64, Result<(), Refusal>) {
+        loop {
+            match &mut self.state {
+                State::Unconditional => return std::future::pending().await,
+                State::Broken => return (self.begun, Err(broken())),
+                State::Known(_) => {
+                    self.ticks.tick().await;
+                    if let Answer::Now(result) = self.look() {
+                        return (self.begun, result);
+                    }
+                }
+                State::UnderWay(look) => {
+                    let looked = look.await;
+                    self.ticks.reset();
+                    let Ok(Some((standing, result))) = looked else {
+                        self.state = State::Broken;
+                        continue;
+                    };
+                    self.state = State::Known(standing);
+                    return (self.begun, result);
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, standing: impl FnOnce() -> Option<Box<Standing>> + Send + 'static) {
+        self.begun += 1;
+        let looking = Arc::clone(&self.looking);
+        self.state = State::UnderWay(tokio::spawn(async move {
+            // The semaphore is never closed. A thread that is left behind keeps its turn.
+            let turn = looking.acquire_owned().await;
+            let look = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                let mut standing = standing()?;
+                let result = standing.check();
+                Some((standing, result))
+            });
+            look.await.ok().flatten()
+        }));
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // One that waits for its turn need not have it any more.
+        if let State::UnderWay(look) = &self.state {
+            look.abort();
+        }
+    }
+}
+
+fn ticks() -> Interval {
+    let mut ticks = tokio::time::interval_at(Instant::now() + STANDING_INTERVAL, STANDING_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+fn broken() -> Refusal {
+    "looking at it failed".to_owned()
 }
 
 #[cfg(test)]
@@ -238,5 +434,49 @@ mod tests {
         assert!(!standing.files.keys.is_empty(), "nothing here is older than a minute");
         standing.good = standing.files.settled_stamps();
         standing.check().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_files_may_be_far_away_a_request_waits_for_a_look_that_began_after_it() {
+        let rig = Rig::new();
+        rig.write("keys", &line());
+        let looking = Arc::new(Semaphore::new(1));
+        let mut watch = Watch {
+            state: State::Known(Box::new(rig.standing("keys", None))),
+            looking: Arc::clone(&looking),
+            begun: 0,
+            ticks: ticks(),
+        };
+        assert_eq!(watch.look(), Answer::After(1));
+        assert_eq!(watch.look(), Answer::After(2));
+        assert_eq!(watch.looked().await, (1, Ok(())));
+        // Another connection's look does not come back, and nobody's thread waits for it.
+        let turn = looking.acquire_owned().await.unwrap();
+        assert_eq!(watch.look(), Answer::After(2));
+        assert!(tokio::time::timeout(LOOK_DEADLINE, watch.looked()).await.is_err());
+        rig.write("keys", "");
+        drop(turn);
+        let (number, found) = watch.looked().await;
+        assert!(number == 2 && found.is_err());
+    }
+
+    #[tokio::test]
+    async fn files_of_this_machine_are_looked_at_at_once_and_only_those() {
+        let rig = Rig::new();
+        rig.write("keys", &line());
+        let mut standing = rig.standing("keys", None);
+        standing.is_local = true;
+        let mut watch = Watch {
+            state: State::Known(Box::new(standing)),
+            looking: Arc::new(Semaphore::new(1)),
+            begun: 0,
+            ticks: ticks(),
+        };
+        assert_eq!(watch.look(), Answer::Now(Ok(())));
+        rig.write("keys", "");
+        assert!(matches!(watch.look(), Answer::Now(Err(_))));
+        // The kernel's own is none that is known to be quick, as is a file server's.
+        assert!(!is_local_or_missing(Path::new("/proc/self/status")));
+        assert!(is_local_or_missing(Path::new("/nonexistent/file")));
     }
 }

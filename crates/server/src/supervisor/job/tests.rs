@@ -5,7 +5,6 @@ use afar_proto::connection::{Config, Role};
 use afar_proto::message::{Command, JobId, OpenSpec};
 use afar_proto::{Connection, Instant as ProtoInstant};
 use tokio::sync::mpsc::unbounded_channel;
-use tokio::sync::watch;
 
 use super::*;
 use crate::log::Log;
@@ -13,17 +12,8 @@ use crate::supervisor::request::prepare;
 use crate::supervisor::{Counts, Supervisor};
 
 fn supervisor() -> std::rc::Rc<Supervisor> {
-    std::rc::Rc::new(Supervisor {
-        user: afar_sys::users::current_user().unwrap().unwrap(),
-        open_files_soft: None,
-        ids: std::cell::RefCell::default(),
-        connections: std::cell::Cell::default(),
-        sessions: crate::supervisor::session::Sessions::default(),
-        busy: watch::channel(Counts::default()).0,
-        stopping: watch::channel(false).0,
-        looking: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
-        log: Log::default(),
-    })
+    let user = afar_sys::users::current_user().unwrap().unwrap();
+    std::rc::Rc::new(Supervisor::new(user, None, Log::default()))
 }
 
 fn script(text: &str) -> OpenSpec {

@@ -12,12 +12,11 @@ use afar_proto::outcome::{End, Seal};
 use afar_proto::{Connection, Instant};
 use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::watch;
 
 use crate::log::Log;
+use crate::supervisor::Supervisor;
 use crate::supervisor::job::{Allowance, FromJob, ToJob, start_in_session};
 use crate::supervisor::session::{SessionLimits, Sessions, prepare_in_session};
-use crate::supervisor::{Counts, Supervisor};
 
 /// The shells whose drivers are tested.
 pub(super) const SHELLS: [&str; 3] = ["/bin/dash", "/bin/bash", "/bin/zsh"];
@@ -74,17 +73,9 @@ impl Rig {
         user.shell = shell.into();
         user.home = "/tmp".into();
         let grant = Grant::local("", user.uid);
-        let supervisor = Rc::new(Supervisor {
-            user,
-            open_files_soft: None,
-            ids: std::cell::RefCell::default(),
-            connections: Cell::default(),
-            sessions: Sessions::with_limits(limits),
-            busy: watch::channel(Counts::default()).0,
-            stopping: watch::channel(false).0,
-            looking: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
-            log: Log::default(),
-        });
+        let sessions = Sessions::with_limits(limits);
+        let supervisor = Supervisor { sessions, ..Supervisor::new(user, None, Log::default()) };
+        let supervisor = Rc::new(supervisor);
         Self { supervisor, grant, connection: 1, jobs: Cell::default() }
     }
 
