@@ -424,3 +424,77 @@ async fn until(time: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use afar_core::policy::{Basis, GrantKind};
+    use afar_net::transport::UnixTransport;
+    use afar_proto::message::{Command, JobId};
+    use afar_sys::users::current_user;
+    use tokio::net::UnixStream;
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::log::Log;
+
+    fn script(job: &str, text: &str) -> OpenSpec {
+        OpenSpec {
+            job: JobId::new(job).unwrap(),
+            command: Command::Argv(["sh", "-c", text].map(Into::into).into()),
+            session: None,
+            cwd: None,
+            env: Vec::new(),
+            merge: false,
+            stdin: false,
+            timeout_ms: None,
+            kill_after_ms: Some(300),
+        }
+    }
+
+    /// W-4.12: nobody can say whether the key still holds, because its file is on a server that is away.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_waits_so_long_for_files_that_are_away_and_is_then_refused() {
+        let user = current_user().unwrap().unwrap();
+        let key = [b"\0\0\0\x0bssh-ed25519\0\0\0\x20".as_slice(), &[7; 32]].concat();
+        let basis = Basis {
+            key,
+            key_files: vec!["/nonexistent/keys".into()],
+            trusted_authorities: None,
+            revoked_keys: None,
+        };
+        let name = user.name.to_str().unwrap();
+        let grant =
+            Grant { kind: GrantKind::Key, basis: Some(basis), ..Grant::local(name, user.uid) };
+        let supervisor = Rc::new(Supervisor::new(user, None, Log::default()));
+        // The look of another connection does not come back.
+        let _turn = Arc::clone(&supervisor.looking).acquire_owned().await.unwrap();
+
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let transport = |stream| AnyTransport::Unix(UnixTransport::new(stream));
+        let introduced = Introduced { grant, transport: transport(theirs), first: [][..].into() };
+        let clock = Clock::new();
+        let connection = Connection::new(Role::Client, Config::default(), clock.now());
+        let mut client = Driver::new(transport(ours), connection, clock);
+        let local = LocalSet::new();
+        let conversation = Conversation::new(Rc::clone(&supervisor), introduced);
+        local.spawn_local(conversation.run());
+        local
+            .run_until(async {
+                let began = Instant::now();
+                let started = client.connection().open(&script("j", "exit 3")).unwrap();
+                let refused = loop {
+                    match client.next().await {
+                        Event::Refused { channel, refused } if channel == started => break refused,
+                        Event::Opened { .. } | Event::Closed(_) => panic!("not refused"),
+                        _ => {}
+                    }
+                };
+                assert_eq!(refused.reason, RefusalReason::NoResources);
+                assert_eq!(refused.started, Started::No);
+                assert!(began.elapsed() >= LOOK_DEADLINE, "{:?}", began.elapsed());
+            })
+            .await;
+    }
+}
