@@ -62,6 +62,7 @@ fn the_end_of_the_shell_is_not_that_of_the_prompt() {
     let host = Host::start();
     let output = repl(&host, &[]).stdin("v=1\nexit 4\necho [$v]").output();
     assert_eq!(output.success().text(), "[]\n");
+    assert!(output.error_text().contains("shell has ended"), "{output:?}");
     let output = repl(&host, &["--timeout", "100ms"]).stdin("sleep 300\n").output();
     output.expect_code(124);
 }

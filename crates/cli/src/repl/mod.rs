@@ -383,7 +383,7 @@ impl Repl {
                 if self.color { format!("\x1b[2m[{line}]\x1b[0m") } else { format!("[{line}]") };
             self.tell(&line);
         }
-        if outcome.session_restarted && self.interactive {
+        if outcome.session_restarted && self.options.verbosity > Verbosity::Quiet {
             say("the session's shell has ended; the next line meets a fresh one");
         }
         self.last = Some(outcome);
