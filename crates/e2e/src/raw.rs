@@ -189,7 +189,10 @@ impl Link {
         socket.set_nodelay(true).expect("a TCP socket takes the option");
         socket.set_read_timeout(Some(DEADLINE)).expect("a TCP socket takes the option");
         socket.set_write_timeout(Some(DEADLINE)).expect("a TCP socket takes the option");
-        Self { socket, tls: tls.into(), plaintext: Vec::new(), received_bytes: 0, end: None }
+        let mut tls = tls.into();
+        // What is sent is one chunk, whatever rustls would hold by itself.
+        tls.set_buffer_limit(None);
+        Self { socket, tls, plaintext: Vec::new(), received_bytes: 0, end: None }
     }
 
     /// The TCP socket.

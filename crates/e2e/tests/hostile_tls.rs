@@ -10,6 +10,7 @@ use afar_e2e::raw::{End, Key, Link, RawClient, spec};
 use afar_e2e::{Host, Run};
 use afar_net::limits::TLS_DEADLINE;
 use afar_proto::frame::Kind;
+use rustix::process::Signal;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs as provider};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
@@ -144,6 +145,9 @@ fn fault_30_data_ahead_of_the_handshake_ends_it() {
     // It is no part of what the listener waits for, and nothing to be passed over.
     let _ = socket.read_to_end(&mut Vec::new());
     assert!(started.elapsed() < TLS_DEADLINE / 2, "{:?}", started.elapsed());
+    // What it logs is all there once it has ended.
+    host.listener().signal(Signal::TERM);
+    host.listener().wait();
     assert!(host.log().contains("TLS: "), "{}", host.log());
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A user's own supervisor has its socket in a directory of that user's. One that root starts for
 //! another user has it in a directory of root's, so that no user can put anything there; see
-//! [`root`].
+//! `root`.
 
 pub mod as_user;
 mod root;

@@ -2,9 +2,9 @@
 //!
 //! | request | answer |
 //! | --- | --- |
-//! | [`Monitor::keys`]: the keys of an account | may it come in at all, and what its files of keys hold |
-//! | [`Monitor::closed_for`]: is it served now | what to tell it if not |
-//! | [`Monitor::running_supervisor`], [`Monitor::supervisor`]: its supervisor | a connection to it |
+//! | `Monitor::keys`: the keys of an account | may it come in at all, and what its files of keys hold |
+//! | `Monitor::closed_for`: is it served now | what to tell it if not |
+//! | `Monitor::running_supervisor`, `Monitor::supervisor`: its supervisor | a connection to it |
 //!
 //! That is the whole table (`W-4.15`). A request holds a name, an id, an address; the answers are decided here, by
 //! the rules here, whatever the listener thinks. Today both are one process; whoever moves the listener
