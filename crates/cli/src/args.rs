@@ -527,7 +527,7 @@ pub(crate) struct ConnectArgs {
     pub(crate) ssh: Option<OsString>,
 
     /// Afar's program on ssh://HOST, if it is not in the PATH of a login there
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) remote_afar: Option<String>,
 
     #[command(flatten)]

@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,7 +96,7 @@ fn command(options: &Options, destination: &Destination) -> SshCommand {
     }
     if let Some(path) = &options.known_hosts {
         let mut file = OsString::from("UserKnownHostsFile=");
-        file.push(path);
+        file.push(ssh_word(path));
         option("-o", file);
         option("-o", "GlobalKnownHostsFile=none".into());
     }
@@ -107,6 +109,23 @@ fn command(options: &Options, destination: &Destination) -> SshCommand {
         host: destination.host.clone(),
         remote_afar: options.remote_afar.clone(),
     }
+}
+
+/// A path as one word of ssh's configuration, which splits at blanks and expands `%` (ssh_config(5)).
+fn ssh_word(path: &Path) -> OsString {
+    let mut word = Vec::new();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'%' => word.extend(b"%%"),
+            b'"' | b'\\' => word.extend([b'\\', *byte]),
+            _ => word.push(*byte),
+        }
+    }
+    if word.iter().any(u8::is_ascii_whitespace) {
+        word.insert(0, b'"');
+        word.push(b'"');
+    }
+    OsString::from_vec(word)
 }
 
 /// Whether ssh has somebody to ask for a password.
@@ -205,6 +224,14 @@ mod tests {
 
     fn destination(user: Option<&str>, port: Option<u16>) -> Destination {
         Destination { user: user.map(Into::into), host: "web".into(), port }
+    }
+
+    #[test]
+    fn a_path_is_one_word_for_ssh() {
+        let word = |path: &str| ssh_word(Path::new(path)).into_string().unwrap();
+        assert_eq!(word("/kh"), "/kh");
+        assert_eq!(word("/a b/k%h"), "\"/a b/k%%h\"");
+        assert_eq!(word("/a\"b"), "/a\\\"b");
     }
 
     #[test]

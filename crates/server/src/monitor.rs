@@ -24,7 +24,7 @@ use afar_core::limits::ACCOUNT_NOTICE_BYTES_MAX;
 use afar_net::files::read_regular;
 use afar_sys::identity::{Identity, with_file_access_of};
 use afar_sys::shadow::shadow_by_name;
-use afar_sys::users::{User, group_name, groups_of, user_by_name};
+use afar_sys::users::{User, group_name, groups_of, user_by_name, user_by_uid};
 
 use crate::launch::{LaunchError, Launched, Launcher};
 use crate::supervisor::shell_of;
@@ -97,11 +97,13 @@ impl Monitor {
         let account =
             Account { name: user.name.as_bytes(), uid: user.uid, groups: &groups, source };
         self.config.rules.judge(account).map_err(|refused| refused.to_string())?;
-        // Whoever runs the server is in already; the system's rules are for the others.
-        if user.uid == self.own.uid {
+        // Whoever runs the server is in already; the system's rules are for the others, another name
+        // of the same uid among them.
+        if user.name == self.own.name {
             let files = self.read_files(&user);
             return Ok(AccountKeys { user, login_shell_only: false, files });
         }
+        check_alias(&user, user_by_uid(user.uid).map_err(|error| error.to_string())?.as_ref())?;
         let standing = standing(&user)?;
         standing.judge().map_err(|refused| refused.to_string())?;
         let read = Identity::of(&user)
@@ -158,6 +160,19 @@ impl Monitor {
         let user = user.ok_or_else(|| unknown(format!("there is no {name:?} of uid {uid}")))?;
         self.config.launcher.connect(&user)
     }
+}
+
+/// A supervisor runs as the first account of its uid. Another name of that uid comes in only where
+/// this makes no difference: a shell that restricts the one must not be got around by the other.
+fn check_alias(user: &User, first: Option<&User>) -> Result<(), Refusal> {
+    let same = |first: &User| {
+        first.name == user.name
+            || (first.gid == user.gid && first.home == user.home && first.shell == user.shell)
+    };
+    if first.is_some_and(same) {
+        return Ok(());
+    }
+    Err("its uid is first that of an account with another group, home or shell".to_owned())
 }
 
 /// The names of a user's groups; one without a name has none that a rule could mean.
@@ -271,5 +286,22 @@ mod tests {
         std::fs::remove_file(&one).unwrap();
         std::os::unix::fs::symlink("/nonexistent/file", &one).unwrap();
         assert!(told(1000).is_some());
+    }
+
+    #[test]
+    fn another_name_of_a_uid_gets_around_no_shell() {
+        let account = |name: &str, shell: &str| User {
+            name: name.into(),
+            uid: 1000,
+            gid: 1000,
+            home: "/home/ann".into(),
+            shell: shell.into(),
+            gecos: "".into(),
+        };
+        let ann = account("ann", "/bin/bash");
+        assert!(check_alias(&ann, Some(&ann)).is_ok());
+        assert!(check_alias(&account("anne", "/bin/bash"), Some(&ann)).is_ok());
+        assert!(check_alias(&account("ann-git", "/usr/bin/git-shell"), Some(&ann)).is_err());
+        assert!(check_alias(&ann, None).is_err());
     }
 }

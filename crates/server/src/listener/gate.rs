@@ -332,7 +332,9 @@ impl Gatekeeper for Gate {
                     restrictions,
                     basis: Some(basis),
                 };
-                self.log.debug(&format!("{source}: let in with {}", describe(&key)));
+                let came =
+                    format!("{}: {:?} let in with {}", login.source, login.user, describe(&key));
+                self.log.info(&came);
                 Ok(Admitted { grant, delegate_lifetime_s })
             }
             Err(Unaccepted { denied, reason }) => {

@@ -1,14 +1,15 @@
 //! What a listener has read of its configuration, and how that is exchanged while it runs.
 
 use std::net::ToSocketAddrs as _;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use afar_net::host_key::{
     Discovered, HostKey, HostKeySearch, HostKeys, HostPublicKey, SYSTEM_DIR, discover,
 };
 use afar_net::tls::TlsServer;
-use afar_sys::users::User;
+use afar_sys::users::{User, effective_uid};
 use tokio::signal::unix::Signal;
 
 use super::gate::Gate;
@@ -77,7 +78,23 @@ impl Live {
 
 fn server_files(config: &ServeConfig) -> Result<ServerFiles, ServeError> {
     let (authorities, revoked) = (&config.trusted_user_ca_keys, &config.revoked_keys);
+    if effective_uid() == 0 {
+        for path in [authorities, revoked].into_iter().flatten() {
+            check_readable_by_all(path).map_err(ServeError::TrustFile)?;
+        }
+    }
     ServerFiles::open(authorities.clone(), revoked.clone()).map_err(ServeError::TrustFile)
+}
+
+/// Supervisors look at these files at each request, as the users whom they run as; one that only root
+/// can read would count at the login alone. There is nothing secret in them.
+fn check_readable_by_all(path: &Path) -> Result<(), String> {
+    const READABLE_BY_ALL: u32 = 0o444;
+    let mode = std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    if mode.permissions().mode() & READABLE_BY_ALL == READABLE_BY_ALL {
+        return Ok(());
+    }
+    Err(format!("{}: not readable by everybody, for whom it counts: chmod a+r", path.display()))
 }
 
 /// What is in effect.
@@ -163,4 +180,21 @@ fn reload_now(reload: &Reload, shared: &Shared, opened: &Opened) {
         }
     }
     ready::notify_ready();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_counts_for_everybody_is_readable_by_everybody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("revoked");
+        assert!(check_readable_by_all(&path).is_err());
+        std::fs::write(&path, "").unwrap();
+        for (mode, good) in [(0o644, true), (0o444, true), (0o600, false), (0o640, false)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(check_readable_by_all(&path).is_ok(), good, "{mode:o}");
+        }
+    }
 }
