@@ -43,6 +43,7 @@ impl Authorities {
         keygen(["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", text(&rsa)]);
         let lines = [&good, &revoked, &rsa].map(|key| Home::public_line(key)).concat();
         let trusted = home.write("trusted", format!("# ours\n{lines}"));
+        set_mode(&trusted, 0o644);
         let krl = home.file("krl");
         let spec = home.write("spec", "serial: 66\nserial: 70-80\nid: gone\n");
         keygen(["-q", "-k", "-f", text(&krl), "-s", text(&public(&good)), text(&spec)]);
@@ -124,6 +125,11 @@ fn bad_variants<'a>(authorities: &'a Authorities, user: &'a str) -> Vec<Variant<
         ("revoked authority", revoked, named(&[]), "authority is revoked", true),
         ("sha-1", rsa, named(&["-t", "ssh-rsa"]), "signature algorithm", true),
     ]
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(path, permissions).unwrap();
 }
 
 #[test]
@@ -324,6 +330,7 @@ fn what_a_certificate_forces_is_what_runs() {
 fn fault_76_what_is_revoked_while_the_server_runs_is_refused_from_then_on() {
     let authorities = Authorities::new();
     let list = authorities.home.write("list", "# nobody yet\n");
+    set_mode(&list, 0o644);
     let host = Host::builder()
         .serve_arg("--trusted-user-ca-keys")
         .serve_arg(&authorities.trusted)
@@ -366,11 +373,15 @@ fn fault_76_what_is_revoked_while_the_server_runs_is_refused_from_then_on() {
 fn fault_83_a_server_does_not_start_with_files_that_it_cannot_believe() {
     let home = Home::new();
     let open = home.write("open", "");
-    let mut permissions = std::fs::metadata(&open).unwrap().permissions();
-    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o666);
-    std::fs::set_permissions(&open, permissions).unwrap();
+    set_mode(&open, 0o666);
+    let (missing, closed) = (home.file("missing"), home.write("closed", ""));
+    let mut cases = vec![(&open, "written by others"), (&missing, "No such file")];
+    if rustix::process::geteuid().is_root() {
+        // Other users' supervisors could not look at it.
+        cases.push((&closed, "chmod a+r"));
+    }
     for flag in ["--trusted-user-ca-keys", "--revoked-keys"] {
-        for (file, why) in [(&open, "written by others"), (&home.file("missing"), "No such file")] {
+        for (file, why) in &cases {
             let output = home.afar(["serve", "--listen", "127.0.0.1:0", flag, text(file)]).output();
             let said = output.expect_code(255).error_text();
             assert!(said.contains(why) && said.contains(text(file)), "{said}");
