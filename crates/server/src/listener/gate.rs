@@ -22,6 +22,9 @@ pub const DELEGATION_LIFETIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ephemeral keys that are remembered at once; the one that ends first goes when there are more.
 pub const DELEGATIONS_MAX: usize = 4096;
 
+/// Those of one user, so that nobody pushes another's out.
+pub const DELEGATIONS_PER_USER_MAX: usize = 64;
+
 /// How long reading a user's files of keys may take, with the wait for a turn. The client has a
 /// minute in all (`W-9.13`).
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
@@ -262,8 +265,12 @@ impl Gate {
         if delegations.get(&delegated).is_some_and(|found| found.key != *key) {
             return None;
         }
-        if delegations.len() >= DELEGATIONS_MAX {
-            let first = delegations.iter().min_by_key(|(_, d)| d.until).map(|(k, _)| k.clone());
+        let of_user = delegations.keys().filter(|(name, _)| name == user).count();
+        let full = delegations.len() >= DELEGATIONS_MAX || of_user >= DELEGATIONS_PER_USER_MAX;
+        if full && !delegations.contains_key(&delegated) {
+            let own_first = of_user > 0;
+            let going = delegations.iter().filter(|((name, _), _)| !own_first || name == user);
+            let first = going.min_by_key(|(_, d)| d.until).map(|(k, _)| k.clone());
             first.and_then(|first| delegations.remove(&first));
         }
         delegations.insert(delegated, Delegation { key: key.clone(), until });
@@ -498,13 +505,28 @@ mod tests {
     }
 
     #[test]
-    fn ephemeral_keys_are_bounded_in_number() {
+    fn ephemeral_keys_are_bounded_in_number_for_each_user_and_in_all() {
         let gate = gate(user(), &[]);
-        for number in 0..=u32::try_from(DELEGATIONS_MAX).unwrap() {
+        let key = |number: usize| {
             let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
-            wire.extend(number.to_be_bytes().repeat(8));
-            let key = PublicKeyBlob::from_wire(wire).unwrap();
-            assert!(gate.delegate("ann", (key.as_bytes(), 60), &key).is_some());
+            wire.extend(u32::try_from(number).unwrap().to_be_bytes().repeat(8));
+            PublicKeyBlob::from_wire(wire).unwrap()
+        };
+        let delegate = |name: &str, number, lifetime_s| {
+            let key = key(number);
+            assert!(gate.delegate(name, (key.as_bytes(), lifetime_s), &key).is_some());
+        };
+        // Ann's ends first of all, and stays: whoever asks for too many loses his own.
+        delegate("ann", 0, 10);
+        for number in 0..=DELEGATIONS_PER_USER_MAX {
+            delegate("bob", number, 60);
+        }
+        assert_eq!(gate.delegations().len(), 1 + DELEGATIONS_PER_USER_MAX);
+        assert!(gate.delegator("ann", key(0).as_bytes()).is_some());
+        assert!(gate.delegator("bob", key(0).as_bytes()).is_none());
+        assert!(gate.delegator("bob", key(1).as_bytes()).is_some());
+        for number in 0..=DELEGATIONS_MAX {
+            delegate(&format!("user {}", number / DELEGATIONS_PER_USER_MAX), number, 60);
         }
         assert_eq!(gate.delegations().len(), DELEGATIONS_MAX);
     }

@@ -46,7 +46,7 @@ use launches::Launches;
 
 use live::{Current, Found, Live, Own};
 
-pub use gate::{DELEGATION_LIFETIME_MAX, DELEGATIONS_MAX};
+pub use gate::{DELEGATION_LIFETIME_MAX, DELEGATIONS_MAX, DELEGATIONS_PER_USER_MAX};
 pub use live::{Reload, check};
 
 /// Connections that the kernel may hold until they are accepted.
