@@ -6,7 +6,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::DirBuilderExt as _;
 
-use afar_e2e::{Account, DEADLINE, Digest, Home, Host, Output, Run, Sink, afar, can_make_accounts};
+use afar_e2e::{
+    Account, DEADLINE, Digest, Fifo, Home, Host, Output, Run, Sink, afar, can_make_accounts,
+};
 
 /// What the scripts do: a length with `struct`, a header with `json`, a loop for the rest.
 const CLIENT: &str = r#"
@@ -215,16 +217,24 @@ fn a_command_that_is_too_long_is_answered_and_not_run() {
     assert!(!marker.exists());
 }
 
+/// Has a command started that does not end by itself, nor what it put into the background.
+///
+/// A program of its own says that it has started: what a shell forks is told from the shell only
+/// once it has executed something.
+fn wait_for_ever(client: &mut TcpStream, started: &Fifo) {
+    let waiting = format!("sh -c 'echo started > {}; exec sleep 1000'", started.word());
+    let command = format!("sleep 1000 & {waiting}");
+    client.write_all(command.as_bytes()).expect("the server reads");
+    assert_eq!(started.line(), "started");
+}
+
 #[test]
 fn fifty_clients_at_once_and_one_that_waits_for_ever() {
     // C-6.6.
     let host = Host::builder().classic().start();
     let started = host.fifo("started");
     let mut stuck = connect(&host);
-    stuck
-        .write_all(format!("sleep 1000 & echo started > {}; wait", started.word()).as_bytes())
-        .unwrap();
-    assert_eq!(started.line(), "started");
+    wait_for_ever(&mut stuck, &started);
     python_says(
         &host,
         "
@@ -290,10 +300,7 @@ fn fault_51_a_client_that_goes_away_has_its_command_ended() {
     let host = Host::builder().classic().start();
     let fifo = host.fifo("pid");
     let mut client = connect(&host);
-    client
-        .write_all(format!("sleep 1000 & echo started > {}; wait", fifo.word()).as_bytes())
-        .unwrap();
-    assert_eq!(fifo.line(), "started");
+    wait_for_ever(&mut client, &fifo);
     assert!(!host.jobs().is_empty());
     drop(client);
     host.wait_until_idle();

@@ -7,7 +7,6 @@
 
 use std::fmt;
 
-use afar_proto::limits::GRANT_BYTES_MAX;
 use zeroize::Zeroizing;
 
 use crate::record::{
@@ -87,7 +86,11 @@ impl HandOff {
     /// bytes, these, and the unopened ones.
     #[must_use]
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let mut bytes = Zeroizing::new(Vec::with_capacity(GRANT_BYTES_MAX as usize));
+        // All at once: what a growing vector leaves behind is not wiped.
+        let counts_bytes = size_of::<u16>() + 2 * (self.suite.secret_bytes() + size_of::<u64>());
+        let capacity =
+            counts_bytes + 2 * size_of::<u32>() + self.unsent.len() + self.unopened.len();
+        let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
         bytes.extend_from_slice(&self.suite.number().to_be_bytes());
         for direction in [&self.sending, &self.receiving] {
             bytes.extend_from_slice(&direction.secret);

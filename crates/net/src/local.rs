@@ -10,7 +10,7 @@ use afar_core::policy::{Grant, GrantError, GrantKind};
 use afar_proto::Connection;
 use afar_proto::error::Misbehaviour;
 use afar_proto::frame::{Frame, FrameReader, Header, Kind, Phase};
-use afar_proto::limits::HAND_OFF_PLAINTEXT_BYTES_MAX;
+use afar_proto::limits::{FRAME_HEADER_BYTES, HAND_OFF_PLAINTEXT_BYTES_MAX};
 use afar_sys::descriptor_passing::{receive_with_descriptor, send_with_descriptor};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
@@ -25,26 +25,16 @@ use crate::transport::{AnyTransport, TlsTransport, UnixTransport};
 /// Joins a connection to a supervisor's socket, whose owner the caller has checked. The grant goes
 /// ahead of everything that `connection` has queued (`W-4.8`).
 #[must_use]
-pub fn attach(
-    transport: UnixTransport,
-    grant: &Grant,
-    connection: Connection,
-    clock: Clock,
-) -> Driver<UnixTransport> {
-    let mut driver = Driver::new(transport, connection, clock);
-    driver.send_ahead(Frame::control(Kind::Grant, grant.encode()).to_bytes());
-    driver
-}
-
-/// [`attach`] for a socket, where other transports are possible too.
-#[must_use]
 pub fn attach_local(
     stream: UnixStream,
     grant: &Grant,
     connection: Connection,
     clock: Clock,
 ) -> Driver<AnyTransport> {
-    attach(UnixTransport::new(stream), grant, connection, clock).map(AnyTransport::Unix)
+    let transport = AnyTransport::Unix(UnixTransport::new(stream));
+    let mut driver = Driver::new(transport, connection, clock);
+    driver.send_ahead(Frame::control(Kind::Grant, grant.encode()).to_bytes());
+    driver
 }
 
 /// Hands a client's connection to a supervisor, whose owner the caller has checked (`W-4.13`).
@@ -63,8 +53,10 @@ pub async fn hand_off(
     let (socket, state) = transport.into_hand_off()?;
     let plaintext_bytes = u32::try_from(rest.len()).map_err(io::Error::other)?;
     let state = state.with_plaintext(plaintext_bytes).encode();
-    let mut message = Zeroizing::new(Vec::with_capacity(grant.encode().len() + state.len() + 32));
-    message.extend_from_slice(&Frame::control(Kind::Grant, grant.encode()).to_bytes());
+    let grant = Frame::control(Kind::Grant, grant.encode()).to_bytes();
+    let capacity = grant.len() + FRAME_HEADER_BYTES + state.len();
+    let mut message = Zeroizing::new(Vec::with_capacity(capacity));
+    message.extend_from_slice(&grant);
     let length = u32::try_from(state.len()).map_err(io::Error::other)?;
     let header = Header { kind: Kind::HandOff, flags: 0, channel: 0, length };
     message.extend_from_slice(&header.to_bytes());

@@ -23,8 +23,10 @@ use std::path::PathBuf;
 
 use afar_client::{Account, Error, Target};
 
+use crate::args::ConnectArgs;
 use crate::console;
 use crate::exit::Exit;
+use crate::settings::ConnectSettings;
 
 /// The local user, from the user database: the environment may be another user's (sudo, su).
 pub(crate) fn account() -> Option<Account> {
@@ -47,6 +49,16 @@ pub(crate) fn launch_supervisor() -> Result<UnixStream, String> {
 /// Reads a target as it stands on the command line.
 pub(crate) fn parse_target(text: &OsStr) -> Result<Target, Error> {
     Target::parse_bytes(text.as_bytes()).map_err(Error::from)
+}
+
+/// The one host that a command is about, and what is in effect for it.
+pub(crate) fn settle(
+    target: &OsStr,
+    connect: &ConnectArgs,
+) -> Result<(Target, ConnectSettings), Error> {
+    let target = parse_target(target)?;
+    let settings = ConnectSettings::settle(connect, Some(&target))?;
+    Ok((target, settings))
 }
 
 /// Runs a command's async part. One thread is enough for a client, and quicker to start.

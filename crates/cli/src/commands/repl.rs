@@ -6,12 +6,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use afar_core::escape::escape_bounded;
 
 use crate::args::ReplArgs;
-use crate::commands::{account, block_on, launch_supervisor, parse_target};
+use crate::commands::{account, block_on, launch_supervisor, settle};
 use crate::console::{say, say_failure};
 use crate::exit::Exit;
 use crate::repl::{ReplOptions, repl};
 use crate::run::Signals;
-use crate::settings::ConnectSettings;
 
 /// The history, within the directory of afar's state.
 const HISTORY_NAME: &str = "repl_history";
@@ -23,15 +22,8 @@ pub(crate) fn cmd_repl(args: ReplArgs) -> Exit {
         say(&format!("usage: {set} names several hosts; a prompt has one target; see --help"));
         return Exit::Failed;
     }
-    let target = match parse_target(&args.target) {
-        Ok(target) => target,
-        Err(error) => {
-            say_failure(&error, None);
-            return Exit::Failed;
-        }
-    };
-    let settings = match ConnectSettings::settle(&args.connect, Some(&target)) {
-        Ok(settings) => settings,
+    let (target, settings) = match settle(&args.target, &args.connect) {
+        Ok(settled) => settled,
         Err(error) => {
             say_failure(&error, None);
             return Exit::Failed;

@@ -6,23 +6,15 @@ use std::os::unix::ffi::OsStringExt as _;
 use afar_client::Command;
 
 use crate::args::{CommandArgs, RunArgs};
-use crate::commands::{block_on, launch_supervisor, parse_target};
+use crate::commands::{block_on, launch_supervisor, settle};
 use crate::console::say_failure;
 use crate::exit::Exit;
 use crate::run::{RunOptions, Signals, execute, stdin_is_null};
-use crate::settings::ConnectSettings;
 
 /// Runs the command and ends as it did.
 pub(crate) fn cmd_run(args: RunArgs) -> Exit {
-    let target = match parse_target(&args.target) {
-        Ok(target) => target,
-        Err(error) => {
-            say_failure(&error, None);
-            return Exit::Failed;
-        }
-    };
-    let settings = match ConnectSettings::settle(&args.connect, Some(&target)) {
-        Ok(settings) => settings,
+    let (target, settings) = match settle(&args.target, &args.connect) {
+        Ok(settled) => settled,
         Err(error) => {
             say_failure(&error, None);
             return Exit::Failed;

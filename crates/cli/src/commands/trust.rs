@@ -4,20 +4,15 @@ use afar_client::{Answer, Client, Error, HostKeyProblem, HostStanding, Inspected
 use afar_core::escape::escape_for_terminal;
 
 use crate::args::TrustArgs;
-use crate::commands::{block_on, parse_target};
+use crate::commands::{block_on, settle};
 use crate::console::{fail, say, write_stdout};
 use crate::exit::Exit;
 use crate::prompt::{Terminal, describe};
-use crate::settings::ConnectSettings;
 
 /// Looks at the host's key and does what is wanted with it.
 pub(crate) fn cmd_trust(args: TrustArgs) -> Exit {
-    let target = match parse_target(&args.target) {
-        Ok(target) => target,
-        Err(error) => return fail(&error),
-    };
-    let settings = match ConnectSettings::settle(&args.connect, Some(&target)) {
-        Ok(settings) => settings,
+    let (target, settings) = match settle(&args.target, &args.connect) {
+        Ok(settled) => settled,
         Err(error) => return fail(&error),
     };
     let client = settings.client().build();

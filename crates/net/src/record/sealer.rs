@@ -123,6 +123,11 @@ impl RecordSealer {
         }
     }
 
+    /// Whether an alert has said that nothing more comes.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// What is to be sent now.
     pub(crate) fn unsent(&self) -> &[u8] {
         self.outbox.waiting()

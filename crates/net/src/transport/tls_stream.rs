@@ -24,7 +24,6 @@ pub struct TlsTransport {
     /// An error that came after bytes that were still good.
     failed: Option<io::Error>,
     ended: bool,
-    finishing: bool,
     writes: u64,
 }
 
@@ -36,22 +35,7 @@ impl TlsTransport {
         unopened: Vec<u8>,
         writes: u64,
     ) -> Self {
-        Self {
-            socket,
-            opener,
-            sealer,
-            unopened,
-            failed: None,
-            ended: false,
-            finishing: false,
-            writes,
-        }
-    }
-
-    /// The socket.
-    #[must_use]
-    pub fn socket(&self) -> &TcpStream {
-        &self.socket
+        Self { socket, opener, sealer, unopened, failed: None, ended: false, writes }
     }
 
     /// How many system calls have handed bytes to the socket, the handshake's included.
@@ -100,7 +84,7 @@ impl TlsTransport {
         if let Some(error) = self.failed {
             return Err(error);
         }
-        if self.ended || self.finishing {
+        if self.ended || self.sealer.has_ended() {
             return Err(io::ErrorKind::NotConnected.into());
         }
         let hand_off = HandOff::of(&self.opener, &self.sealer, self.unopened);
@@ -212,10 +196,7 @@ impl Transport for TlsTransport {
     }
 
     fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.finishing {
-            self.finishing = true;
-            self.sealer.seal_alert(None).map_err(io::Error::other)?;
-        }
+        self.sealer.seal_alert(None).map_err(io::Error::other)?;
         ready!(self.poll_flush(context))?;
         Poll::Ready(shut_down_sending(&self.socket))
     }

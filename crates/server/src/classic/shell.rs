@@ -10,8 +10,8 @@ use afar_core::escape::escape_for_terminal;
 use afar_core::policy::Grant;
 use afar_net::clock::Clock;
 use afar_net::driver::Driver;
-use afar_net::local::attach;
-use afar_net::transport::UnixTransport;
+use afar_net::local::attach_local;
+use afar_net::transport::AnyTransport;
 use afar_proto::connection::{ChannelId, Event, Role, Verdict};
 use afar_proto::message::{
     Command, GoodbyeCode, JobId, OpenSpec, SessionName, SessionRef, SessionScope,
@@ -36,7 +36,7 @@ pub(super) struct Shell {
     store: Arc<Store>,
     grant: Grant,
     /// The conversation with the supervisor, from the first command on.
-    driver: Option<Driver<UnixTransport>>,
+    driver: Option<Driver<AnyTransport>>,
 }
 
 impl Shell {
@@ -65,11 +65,10 @@ impl Shell {
                 let supervisor = connect_supervisor(&self.shared, &self.grant)
                     .await
                     .map_err(|error| format!("the command was not started: {error}"))?;
-                let transport = UnixTransport::new(supervisor);
                 let clock = Clock::new();
                 let config = Config { window_bytes: WINDOW_BYTES, ..Config::default() };
                 let connection = Connection::new(Role::Client, config, clock.now());
-                self.driver.insert(attach(transport, &self.grant, connection, clock))
+                self.driver.insert(attach_local(supervisor, &self.grant, connection, clock))
             }
         };
         let opened = driver.connection().open(&spec);

@@ -372,14 +372,16 @@ mod tests {
         }
     }
 
+    /// A key of this number, whose other half nobody has.
+    fn blob(number: usize) -> PublicKeyBlob {
+        let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
+        wire.extend(u32::try_from(number).unwrap().to_be_bytes().repeat(8));
+        PublicKeyBlob::from_wire(wire).unwrap()
+    }
+
     #[test]
     fn an_ephemeral_key_stands_in_for_its_key_for_a_bounded_time_only() {
         let gate = gate(user(), &[]);
-        let blob = |byte: u8| {
-            let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
-            wire.extend([byte; 32]);
-            PublicKeyBlob::from_wire(wire).unwrap()
-        };
         let (key, ephemeral) = (blob(1), blob(2));
         assert_eq!(gate.delegator("ann", ephemeral.as_bytes()), None);
         let day = u32::try_from(DELEGATION_LIFETIME_MAX.as_secs()).unwrap();
@@ -447,11 +449,6 @@ mod tests {
     #[test]
     fn an_ephemeral_key_is_good_for_the_user_whose_key_vouched_for_it_only() {
         let gate = gate(user(), &[]);
-        let blob = |byte: u8| {
-            let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
-            wire.extend([byte; 32]);
-            PublicKeyBlob::from_wire(wire).unwrap()
-        };
         let (key, ephemeral) = (blob(1), blob(2));
         assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 60), &key), Some(60));
         assert_eq!(gate.delegator("bob", ephemeral.as_bytes()), None);
@@ -492,11 +489,6 @@ mod tests {
     #[test]
     fn an_ephemeral_key_stays_that_of_the_key_which_vouched_for_it_first() {
         let gate = gate(user(), &[]);
-        let blob = |byte: u8| {
-            let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
-            wire.extend([byte; 32]);
-            PublicKeyBlob::from_wire(wire).unwrap()
-        };
         let (first, second, ephemeral) = (blob(1), blob(2), blob(3));
         assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 60), &first), Some(60));
         assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 60), &second), None);
@@ -507,13 +499,8 @@ mod tests {
     #[test]
     fn ephemeral_keys_are_bounded_in_number_for_each_user_and_in_all() {
         let gate = gate(user(), &[]);
-        let key = |number: usize| {
-            let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
-            wire.extend(u32::try_from(number).unwrap().to_be_bytes().repeat(8));
-            PublicKeyBlob::from_wire(wire).unwrap()
-        };
         let delegate = |name: &str, number, lifetime_s| {
-            let key = key(number);
+            let key = blob(number);
             assert!(gate.delegate(name, (key.as_bytes(), lifetime_s), &key).is_some());
         };
         // Ann's ends first of all, and stays: whoever asks for too many loses his own.
@@ -522,9 +509,9 @@ mod tests {
             delegate("bob", number, 60);
         }
         assert_eq!(gate.delegations().len(), 1 + DELEGATIONS_PER_USER_MAX);
-        assert!(gate.delegator("ann", key(0).as_bytes()).is_some());
-        assert!(gate.delegator("bob", key(0).as_bytes()).is_none());
-        assert!(gate.delegator("bob", key(1).as_bytes()).is_some());
+        assert!(gate.delegator("ann", blob(0).as_bytes()).is_some());
+        assert!(gate.delegator("bob", blob(0).as_bytes()).is_none());
+        assert!(gate.delegator("bob", blob(1).as_bytes()).is_some());
         for number in 0..=DELEGATIONS_MAX {
             delegate(&format!("user {}", number / DELEGATIONS_PER_USER_MAX), number, 60);
         }

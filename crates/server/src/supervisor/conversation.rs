@@ -431,7 +431,7 @@ mod tests {
 
     use afar_core::policy::{Basis, GrantKind};
     use afar_net::transport::UnixTransport;
-    use afar_proto::message::{Command, JobId};
+    use afar_proto::message::JobId;
     use afar_sys::users::current_user;
     use tokio::net::UnixStream;
     use tokio::task::LocalSet;
@@ -440,17 +440,7 @@ mod tests {
     use crate::log::Log;
 
     fn script(job: &str, text: &str) -> OpenSpec {
-        OpenSpec {
-            job: JobId::new(job).unwrap(),
-            command: Command::Argv(["sh", "-c", text].map(Into::into).into()),
-            session: None,
-            cwd: None,
-            env: Vec::new(),
-            merge: false,
-            stdin: false,
-            timeout_ms: None,
-            kill_after_ms: Some(300),
-        }
+        OpenSpec { job: JobId::new(job).unwrap(), ..super::super::job::tests::script(text) }
     }
 
     /// W-4.12: nobody can say whether the key still holds, because its file is on a server that is away.

@@ -111,11 +111,11 @@ impl Standing {
     /// # Errors
     /// It does not, for the log.
     pub(super) fn check(&mut self) -> Result<(), Refusal> {
-        if self.good.is_some() && self.files.settled_stamps() == self.good {
-            return Ok(());
-        }
         // Before the files are read: what is written meanwhile makes the stamps old ones.
         let stamps = self.files.settled_stamps();
+        if self.good.is_some() && stamps == self.good {
+            return Ok(());
+        }
         let Files { keys, trusted_authorities, revoked_keys } = self.files.clone();
         let files = ServerFiles::new(trusted_authorities, revoked_keys);
         let account = AccountKeys {

@@ -16,7 +16,8 @@ fn supervisor() -> std::rc::Rc<Supervisor> {
     std::rc::Rc::new(Supervisor::new(user, None, Log::default()))
 }
 
-fn script(text: &str) -> OpenSpec {
+/// A job of this script, without stdin.
+pub(in super::super) fn script(text: &str) -> OpenSpec {
     OpenSpec {
         job: JobId::new("j").unwrap(),
         command: Command::Argv(["sh", "-c", text].map(Into::into).into()),
