@@ -1,38 +1,46 @@
 //! What one command of a long-lived shell has started, apart from the shell and from what its
 //! earlier commands have left running.
 
-use super::{KillReport, Process, ProcessId, Sweep, kill_found, take_if};
+use super::{KillReport, Process, ProcessId, Sweep, kill_found, take_descendants, take_if};
 use super::{TreeRoot, session_is_still_the_roots};
 use crate::boot::ticks_since_boot;
-use crate::process_tree::procfs::{environment_entry, processes};
+use crate::process_tree::procfs::{children_of, environment_entry, processes};
 use crate::signals::{Signal, send_to_pidfd};
 use rustix::io::Errno;
 use rustix::process::getpid;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A command of a shell that goes on after it.
 ///
-/// A process is the command's if it carries the command's mark. One without a mark (a part of the
-/// shell that was forked off) is, if the shell is its parent or leads its session, and it is no
-/// older than the command and descends from nobody who is. So is what descends from such processes.
-/// A process with the mark of another command is that one's.
+/// A process is the command's if it carries the command's mark, and if it is a child of the shell
+/// that was not there when the command began, whatever mark it carries: the user may have made the
+/// variable read-only, or have changed it. So is what descends from such processes. What has lost
+/// its parents is, if the shell leads its session and it is no older than the command; the mark of
+/// another command makes it that one's.
 #[derive(Clone, Debug)]
 pub struct CommandRoot {
     shell: TreeRoot,
     shell_pidfd: Arc<OwnedFd>,
     started_ticks: u64,
+    /// The shell's children when the command began: what earlier ones have left running. `None`
+    /// where the kernel does not tell.
+    older: Option<Arc<BTreeSet<i32>>>,
     /// `NAME=value`; other commands of the shell have other values.
     mark: Vec<u8>,
+    /// Who was found to be the command's. When their parents have ended nothing else may say so.
+    found: Arc<Mutex<BTreeSet<ProcessId>>>,
 }
 
 impl CommandRoot {
     /// A command that is about to be given to this shell, which leads a session. `mark` is a whole
     /// entry of the environment that what it starts will have and nothing else has.
     pub fn new(shell: TreeRoot, shell_pidfd: Arc<OwnedFd>, mark: Vec<u8>) -> Self {
-        Self { shell, shell_pidfd, started_ticks: ticks_since_boot(), mark }
+        let older = children_of(shell.pid).map(Arc::new);
+        let started_ticks = ticks_since_boot();
+        Self { shell, shell_pidfd, started_ticks, older, mark, found: Arc::default() }
     }
 
     /// The shell was reaped: from here on its number may be another's. `shell` is what
@@ -73,6 +81,7 @@ impl CommandRoot {
     }
 
     fn find_with(&self, known: &BTreeSet<ProcessId>) -> io::Result<Vec<Process>> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let all = processes()?;
         let session_is_ours = session_is_still_the_roots(&self.shell, &all);
         let shell_is_there = self.shell.reaped_ticks.is_none();
@@ -80,12 +89,20 @@ impl CommandRoot {
         let is_other = |p: &Process| {
             p.is_alive() && p.id.pid != our_pid && !(shell_is_there && p.id.pid == self.shell.pid)
         };
-        let is_near = |p: &Process| {
-            (session_is_ours && p.session == self.shell.pid)
-                || (shell_is_there && p.parent == self.shell.pid)
+        let is_child = |p: &Process| shell_is_there && p.parent == self.shell.pid;
+        // The clock has ticks of a hundredth of a second. Within the first one only the list of the
+        // shell's children tells what was there before.
+        let is_young = |p: &Process| {
+            let was_there = self.older.as_ref().is_some_and(|older| older.contains(&p.id.pid));
+            p.id.start_ticks > self.started_ticks
+                || (p.id.start_ticks == self.started_ticks && !was_there)
         };
+        let is_new_child = |p: &Process| {
+            is_child(p) && (self.older.is_some() || p.id.start_ticks > self.started_ticks)
+        };
+        let is_near = |p: &Process| (session_is_ours && p.session == self.shell.pid) || is_child(p);
         let (mut young, mut old): (Vec<_>, Vec<_>) =
-            all.into_iter().filter(is_other).partition(|p| p.id.start_ticks >= self.started_ticks);
+            all.into_iter().filter(is_other).partition(is_young);
         let name_bytes = self.mark.iter().position(|byte| *byte == b'=').map_or(0, |at| at + 1);
         let name = self.mark.get(..name_bytes).unwrap_or_default();
         let marks: BTreeMap<ProcessId, bool> = young
@@ -95,32 +112,22 @@ impl CommandRoot {
                 Some((p.id, mark == self.mark))
             })
             .collect();
-        let belongs = |p: &Process| known.contains(&p.id) || marks.get(&p.id) == Some(&true);
+        let belongs = |p: &Process| {
+            known.contains(&p.id) || found.contains(&p.id) || marks.get(&p.id) == Some(&true)
+        };
         let (mut members, mut member_pids) = (Vec::new(), BTreeSet::new());
         take_if(&mut young, belongs, &mut members, &mut member_pids);
         let (mut others, mut other_pids) = (Vec::new(), BTreeSet::new());
         take_if(&mut old, is_near, &mut others, &mut other_pids);
+        take_descendants(&mut young, &mut others, &mut other_pids);
+        take_if(&mut young, is_new_child, &mut members, &mut member_pids);
+        take_descendants(&mut young, &mut members, &mut member_pids);
         let is_marked = |p: &Process| marks.contains_key(&p.id);
         take_if(&mut young, is_marked, &mut others, &mut other_pids);
         take_descendants(&mut young, &mut others, &mut other_pids);
         take_if(&mut young, is_near, &mut members, &mut member_pids);
         take_descendants(&mut young, &mut members, &mut member_pids);
+        found.extend(members.iter().map(|process| process.id));
         Ok(members)
-    }
-}
-
-/// Moves every descendant of `members` among `candidates` to them.
-fn take_descendants(
-    candidates: &mut Vec<Process>,
-    members: &mut Vec<Process>,
-    member_pids: &mut BTreeSet<i32>,
-) {
-    loop {
-        let parents = member_pids.clone();
-        let count = members.len();
-        take_if(candidates, |p: &Process| parents.contains(&p.parent), members, member_pids);
-        if members.len() == count {
-            return;
-        }
     }
 }

@@ -1,5 +1,6 @@
 //! Reads the process table: one pass over `/proc`, and single facts about one process.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 
@@ -57,6 +58,14 @@ pub(super) fn processes() -> io::Result<Vec<Process>> {
         }
     }
     Ok(found)
+}
+
+/// The children of a process of one thread, with those that have ended and that it has not waited
+/// for. `None` where the process is gone, and where the kernel keeps no such list
+/// (`CONFIG_PROC_CHILDREN`).
+pub(super) fn children_of(pid: i32) -> Option<BTreeSet<i32>> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    Some(list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }
 
 /// The start time of the process that has this pid now.

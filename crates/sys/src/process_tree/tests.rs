@@ -161,11 +161,14 @@ fn fault_37_adopted_orphans_are_reaped_and_our_children_are_not() {
     assert!(processes().unwrap().iter().all(|process| process.id != orphan.id));
 }
 
-/// A shell that has left a process and a part of itself running, and then has been given a command
-/// with a mark, which has started a process with it, one without, and a part of the shell.
+/// A shell that has left a process, a part of itself and a daemon running, and then has been given a
+/// command with a mark, which has started a process with it, one with another one, one without any,
+/// and a part of the shell. Meanwhile the daemon has started a process and has gone.
 fn shell_with_a_command() -> (Running, CommandRoot) {
     let mut running = ready(
-        "sleep 1000 & (sleep 1000; :) & echo ready; read line; export COMMAND=new; \
+        "sleep 1000 & (sleep 1000; :) & \
+         COMMAND=old sh -c 'trap \"sleep 1000 & exit\" USR1; echo ready; while :; do :; done' & \
+         read line; export COMMAND=new; kill -USR1 $!; wait $!; \
          COMMAND=old sleep 1000 & sleep 1000 & env -i sleep 1000 & (sleep 1000; :) & \
          (setsid sleep 1000 &); echo ready; wait; wait",
     );
@@ -178,14 +181,14 @@ fn shell_with_a_command() -> (Running, CommandRoot) {
     let command = CommandRoot::new(shell, pidfd.into(), b"COMMAND=new".to_vec());
     running.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
     assert_eq!(running.line(), "ready");
-    // sleep, env's sleep, the part of the shell with its sleep, and the daemon; the shell says that
-    // it has forked them all, and they exec a little later.
+    // Three sleeps, the part of the shell with its sleep, and the daemon; the shell says that it has
+    // forked them all, and they exec a little later.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     let sleeping = |found: &[Process]| {
         let comm = |p: &&Process| std::fs::read(format!("/proc/{}/comm", p.id.pid));
         found.iter().filter(|p| comm(p).is_ok_and(|comm| comm == b"sleep\n")).count()
     };
-    let all_exec = |found: &[Process]| found.len() == 5 && sleeping(found) == 4;
+    let all_exec = |found: &[Process]| found.len() == 6 && sleeping(found) == 5;
     while !all_exec(&command.find().unwrap()) && std::time::Instant::now() < deadline {
         std::thread::yield_now();
     }
@@ -196,7 +199,7 @@ fn shell_with_a_command() -> (Running, CommandRoot) {
 fn a_command_of_a_shell_is_told_apart_from_the_shell_and_older_commands() {
     let (mut running, command) = shell_with_a_command();
     let found = command.find().unwrap();
-    assert_eq!(found.len(), 5, "{found:?}");
+    assert_eq!(found.len(), 6, "{found:?}");
     assert!(found.iter().all(|process| process.id.pid != running.pid()));
     let report = command.kill(Signal::KILL).unwrap();
     assert!(report.settled && report.refused.is_empty(), "{report:?}");
@@ -206,10 +209,23 @@ fn a_command_of_a_shell_is_told_apart_from_the_shell_and_older_commands() {
         std::thread::yield_now();
     }
     assert_eq!(command.find().unwrap(), []);
-    // The shell, two of before (one of them with a child), and the one with an older mark.
+    // The shell, two of before (one of them with a child), and what the older daemon has started.
     assert_eq!(running.tree().len(), 5);
     running.kill_tree(Signal::KILL);
     assert_eq!(running.rest_of_stdout(), "");
+}
+
+#[test]
+fn children_of_a_shell_are_told_apart_by_what_was_there_and_not_by_the_clock() {
+    // With a mark that says nothing, and no time between them.
+    let mut running = ready("sleep 1000 & echo ready; read line; sleep 1000 & echo $!; wait");
+    let pidfd = running.child.pidfd().try_clone_to_owned().unwrap();
+    let shell = running.child.tree_root();
+    let command = CommandRoot::new(shell, pidfd.into(), b"AFAR_JOB_ID=another".to_vec());
+    running.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    let pid: i32 = running.line().parse().unwrap();
+    let found: Vec<_> = command.find().unwrap().iter().map(|process| process.id.pid).collect();
+    assert_eq!(found, [pid]);
 }
 
 #[test]
@@ -218,7 +234,7 @@ fn what_a_command_left_is_found_after_the_shells_end() {
     command.signal_shell(Signal::KILL).unwrap();
     running.wait();
     command.shell_ended(running.child.tree_root());
-    assert_eq!(command.find().unwrap().len(), 5);
+    assert_eq!(command.find().unwrap().len(), 6);
     assert_eq!(command.signal_shell(Signal::KILL), Err(Errno::SRCH));
     assert!(command.kill(Signal::KILL).unwrap().settled);
     running.kill_tree(Signal::KILL);
