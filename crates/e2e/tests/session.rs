@@ -113,6 +113,20 @@ fn fault_84_a_key_with_a_command_has_no_session() {
 }
 
 #[test]
+fn a_variable_that_is_read_only_there_refuses_the_command_and_is_named() {
+    // W-5.9
+    let host = Host::start();
+    session(&host, "cd /usr; set -e; readonly X=1").output().success();
+    let run = host.run(["--session", "s", "--result", "-", "-e", "X=2", "-c", "echo ran"]);
+    let output = run.output();
+    let said = output.expect_code(255).error_text();
+    assert!(said.contains("the variable X can't be set in the session s"), "{said}");
+    let outcome: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&outcome["started"], &outcome["phase"]), (&json!("no"), &json!("spawn")));
+    assert_eq!(session(&host, "pwd").output().success().text(), "/usr\n");
+}
+
+#[test]
 fn what_makes_no_sense_is_a_usage_error() {
     let host = Host::start();
     for words in [["--session", "a/b"], ["--session", ""]] {

@@ -17,6 +17,11 @@
 //! Every word that an alias could change is quoted, no expansion is left unquoted (IFS, `set -f`),
 //! redirections override `set -C`, no line of ours fails (`set -e`) or uses an unset variable
 //! (`set -u`), and the trace of `set -x` goes to the shell's own stderr, `/dev/null`.
+//!
+//! An export of a variable that is read-only is an error that no `||` catches: it ends dash, and
+//! bash and zsh under `set -e`. So what the client wants exported is tried in a process of its own
+//! first, and every export of the shell's own stands where its error is harmless: in dash behind
+//! `command`, in bash and zsh while `set -e` is off, in zsh within an always-block besides.
 
 use std::time::Duration;
 
@@ -30,11 +35,23 @@ pub(super) struct Evaluation<'a> {
     pub(super) number: u64,
     /// The text to evaluate; holds no NUL.
     pub(super) text: &'a [u8],
-    /// Variables to export before; the names are names.
-    pub(super) exports: &'a [(Vec<u8>, Vec<u8>)],
+    /// Variables to export before.
+    pub(super) exports: &'a Exports,
     /// Paths to open, none of which needs quoting.
     pub(super) paths: Paths<'a>,
 }
+
+/// Variables for a command. The names are names, and the values hold no NUL.
+#[derive(Clone, Debug, Default)]
+pub(in crate::supervisor) struct Exports {
+    /// What the client asked for. The command is not run unless each of them can be set.
+    pub(super) asked: Vec<Variable>,
+    /// What afar adds. If the user has made one of them read-only, that stays what it is.
+    pub(super) own: Vec<Variable>,
+}
+
+/// A name and a value.
+pub(super) type Variable = (Vec<u8>, Vec<u8>);
 
 /// Where the streams of a command are.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +73,8 @@ pub(super) struct Driver {
     command_redefined: bool,
     /// zsh: `set -x` was on; it is off between commands.
     traced: bool,
+    /// bash and zsh: `set -e` is on.
+    errexit: bool,
     /// Processor time up to the last answer.
     cpu: CpuTime,
 }
@@ -65,6 +84,14 @@ pub(super) struct Driver {
 pub(super) struct CpuTime {
     pub(super) user: Duration,
     pub(super) system: Duration,
+}
+
+/// Whether the variables that a client asks for can be set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Tried {
+    Settable,
+    /// Not this one.
+    NotSettable(String),
 }
 
 /// A whole answer.
@@ -79,7 +106,50 @@ pub(super) enum Answer {
 impl Driver {
     pub(super) fn new(dialect: Dialect) -> Self {
         let cpu = CpuTime::default();
-        Self { dialect, status: 0, command_redefined: false, traced: false, cpu }
+        Self { dialect, status: 0, command_redefined: false, traced: false, errexit: false, cpu }
+    }
+
+    /// The lines that find out whether these variables can be set, and change nothing.
+    pub(super) fn compose_trial(
+        &self,
+        number: u64,
+        variables: &[Variable],
+        answer: &str,
+    ) -> Vec<u8> {
+        let mut lines = Lines(Vec::new());
+        // Only dash lacks `builtin`; there a process of its own can remove the function.
+        let (prepare, builtin) = match self.dialect {
+            Dialect::Posix => ("\\unset -f printf; ", "\\"),
+            Dialect::Bash | Dialect::Zsh => ("", "\\builtin "),
+        };
+        lines.push(&format!("({prepare}"));
+        for (name, value) in variables {
+            let name = String::from_utf8_lossy(name);
+            lines.push(&format!(
+                "{builtin}printf '@{number} ?{name}\\n' && {builtin}export {name}="
+            ));
+            lines.quoted(value);
+            lines.push(" && ");
+        }
+        lines.push(&format!("{builtin}printf '@{number} +\\n') >|{answer} || "));
+        lines.push(&format!("({prepare}{builtin}printf '@{number} -\\n') >|{answer}\n"));
+        lines.0
+    }
+
+    /// Reads the answer to [`Driver::compose_trial`], once it is whole.
+    pub(super) fn read_trial(number: u64, received: &[u8]) -> Option<Tried> {
+        let text = String::from_utf8_lossy(received);
+        let start = format!("@{number} ");
+        let mut last = "";
+        for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
+            match line.strip_prefix(&start) {
+                Some("+") => return Some(Tried::Settable),
+                Some("-") => return Some(Tried::NotSettable(last.to_owned())),
+                Some(tried) => last = tried.strip_prefix('?').unwrap_or(last),
+                None => {}
+            }
+        }
+        None
     }
 
     /// The lines for one command.
@@ -105,11 +175,19 @@ impl Driver {
 
     fn compose_posix(&self, evaluation: &Evaluation<'_>, lines: &mut Lines) {
         let Evaluation { number, text, exports, paths } = evaluation;
-        // `command` takes from a special built-in that its error ends the shell, which an error of
-        // syntax would otherwise do.
-        let command = if self.command_redefined { "" } else { "\\command " };
         lines.push("\\unset __afar_s\n");
-        lines.exports(&format!("{command}\\export"), exports);
+        for variable in exports.each() {
+            if self.command_redefined {
+                lines.push("if (");
+                lines.assign("\\export ", variable);
+                lines.push(")\nthen ");
+                lines.assign("\\export ", variable);
+                lines.push("\nfi\n");
+            } else {
+                lines.assign("\\command \\export ", variable);
+                lines.push(" || \\:\n");
+            }
+        }
         let restore = self.restore_status(lines);
         if self.command_redefined {
             // The syntax is checked by reading without executing, in a process of its own.
@@ -123,6 +201,8 @@ impl Driver {
             lines.streams(paths);
             lines.push("\n__afar_s=$?\nelse\n__afar_s=$?\nfi\n");
         } else {
+            // `command` takes from a special built-in that its error ends the shell, which an error
+            // of syntax would otherwise do.
             lines.push(&format!("{restore}\\command \\eval "));
             lines.quoted(text);
             lines.streams(paths);
@@ -144,7 +224,12 @@ impl Driver {
 
     fn compose_bash(&self, evaluation: &Evaluation<'_>, lines: &mut Lines) {
         let Evaluation { number, text, exports, paths } = evaluation;
-        lines.exports("\\builtin export", exports);
+        self.without_errexit(lines, |lines| {
+            for variable in exports.each() {
+                lines.assign("\\builtin export ", variable);
+                lines.push(" || \\builtin :\n");
+            }
+        });
         let restore = self.restore_status(lines);
         lines.push(&format!("{restore}\\builtin eval "));
         lines.quoted(text);
@@ -152,7 +237,7 @@ impl Driver {
         lines.push("\n__afar_s=$? __afar_p=${POSIXLY_CORRECT+y} POSIXLY_CORRECT=y\n");
         lines.push("\\unset -f builtin __afar_s\n[[ $__afar_p ]] || \\unset POSIXLY_CORRECT\n");
         lines.push(&format!(
-            "{{ \\builtin printf '@{number} %s\\n' \"$__afar_s\"; \\builtin times; }} >|{}\n",
+            "{{ \\builtin printf '@{number} %s %s\\n' \"$__afar_s\" \"$-\"; \\builtin times; }} >|{}\n",
             paths.answer
         ));
         lines.push("\\builtin unset __afar_s __afar_p\n");
@@ -160,7 +245,13 @@ impl Driver {
 
     fn compose_zsh(&self, evaluation: &Evaluation<'_>, lines: &mut Lines) {
         let Evaluation { number, text, exports, paths } = evaluation;
-        lines.exports("\\builtin export", exports);
+        self.without_errexit(lines, |lines| {
+            for variable in exports.each() {
+                lines.assign("{ \\builtin export ", variable);
+                lines.push(" || \\builtin : } always { TRY_BLOCK_ERROR=0 }\n");
+            }
+            lines.push("\\builtin :\n");
+        });
         let mut restore = self.restore_status(lines);
         let mut traced = Vec::new();
         if self.traced {
@@ -191,6 +282,17 @@ impl Driver {
         }
     }
 
+    /// Lines during which no failure ends the shell.
+    fn without_errexit(&self, lines: &mut Lines, inner: impl FnOnce(&mut Lines)) {
+        if self.errexit {
+            lines.push("\\builtin set +e\n");
+        }
+        inner(lines);
+        if self.errexit {
+            lines.push("\\builtin set -e\n");
+        }
+    }
+
     /// Reads the answer to the command of this number, once it is whole. `received` may hold lines
     /// that others wrote; they are passed over.
     pub(super) fn read(&mut self, number: u64, answer: &str, received: &[u8]) -> Option<Answer> {
@@ -214,6 +316,7 @@ impl Driver {
         let spent = self.spent(cpu);
         self.status = status;
         self.traced = options.contains('x');
+        self.errexit = options.contains('e');
         self.cpu = cpu;
         Some(Answer::Status(status, spent))
     }
@@ -232,7 +335,7 @@ fn ask_again(number: u64, answer: &str) -> String {
     format!("(\\unset -f printf; \\printf '@{number} %s\\n' \"$__afar_s\"; \\times) >|{answer}\n")
 }
 
-/// The status and, from zsh, the letters of the options that are on.
+/// The status and, from bash and zsh, the letters of the options that are on.
 fn status_line(number: u64, line: &str) -> Option<(u8, String)> {
     let rest = line.strip_prefix(&format!("@{number} "))?;
     let (status, options) = rest.split_once(' ').unwrap_or((rest, ""));
@@ -283,6 +386,12 @@ pub(super) fn is_name(name: &[u8]) -> bool {
         && name.iter().all(|byte| letter(byte) || byte.is_ascii_digit())
 }
 
+impl Exports {
+    fn each(&self) -> impl Iterator<Item = &Variable> {
+        self.asked.iter().chain(&self.own)
+    }
+}
+
 struct Lines(Vec<u8>);
 
 impl Lines {
@@ -304,18 +413,12 @@ impl Lines {
         self.0.push(b'\'');
     }
 
-    fn exports(&mut self, export: &str, variables: &[(Vec<u8>, Vec<u8>)]) {
-        if variables.is_empty() {
-            return;
-        }
-        self.push(export);
-        for (name, value) in variables {
-            self.push(" ");
-            self.0.extend_from_slice(name);
-            self.push("=");
-            self.quoted(value);
-        }
-        self.push("\n");
+    /// `command` and the assignment, without an end of the line.
+    fn assign(&mut self, command: &str, (name, value): &Variable) {
+        self.push(command);
+        self.0.extend_from_slice(name);
+        self.push("=");
+        self.quoted(value);
     }
 
     fn streams(&mut self, paths: &Paths<'_>) {
@@ -364,6 +467,15 @@ mod tests {
         let mixed = b"mine\n@6 1\n@7 2\n0m0.0s 0m0.0s\n\xff\n0m0.0s 0m0.0s\n";
         let answer = driver.read(7, "/a", mixed);
         assert_eq!(answer, Some(Answer::Status(2, CpuTime::default())));
+    }
+
+    #[test]
+    fn the_variable_that_stops_a_trial_is_the_last_one_tried() {
+        let read = |text: &str| Driver::read_trial(7, text.as_bytes());
+        assert_eq!(read("@7 ?A\nnoise\n@7 ?B\n@7 +"), None);
+        assert_eq!(read("@7 ?A\nnoise\n@7 ?B\n@7 +\n"), Some(Tried::Settable));
+        assert_eq!(read("@6 +\n@7 ?A\n@7 ?B\n@8 +\n"), None);
+        assert_eq!(read("@7 ?A\n@7 ?B\n@7 -\n"), Some(Tried::NotSettable("B".into())));
     }
 
     #[test]

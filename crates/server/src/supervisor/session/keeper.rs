@@ -3,18 +3,17 @@
 use std::future::pending;
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
 
 use afar_core::policy::KeyVariable;
-use afar_proto::message::Refused;
+use afar_proto::message::{Refused, SessionName};
 use afar_proto::outcome::{End, Phase, RefusalReason, Started};
 use afar_sys::child::Ended;
 use afar_sys::process_tree::CommandRoot;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::driver::CpuTime;
-use super::shell::{Evaluated, Shell};
+use super::driver::{CpuTime, Tried, Variable};
+use super::shell::{Asked, Shell};
 use super::{Owner, SessionKey, Turn, TurnEnd, TurnStarted};
 use crate::supervisor::job::end_of;
 use crate::supervisor::request::session_environment;
@@ -30,7 +29,6 @@ struct Keeper {
     shell: Option<Shell>,
     /// The shell has ended, which no command was told yet.
     lost: bool,
-    idle_max: Duration,
     idle_since: Instant,
     /// Keeps the supervisor from ending for idleness.
     _open: OpenSession,
@@ -42,7 +40,6 @@ pub(super) fn spawn(
     key: SessionKey,
     environment: Vec<KeyVariable>,
     turns: mpsc::Receiver<Turn>,
-    idle_max: Duration,
 ) {
     let keeper = Keeper {
         supervisor: Rc::clone(supervisor),
@@ -51,7 +48,6 @@ pub(super) fn spawn(
         turns,
         shell: None,
         lost: false,
-        idle_max,
         idle_since: Instant::now(),
         _open: OpenSession::new(supervisor),
     };
@@ -100,8 +96,9 @@ impl Keeper {
     }
 
     async fn next(&mut self) -> Next {
+        let limits = self.supervisor.sessions.limits;
         let idle_at = match self.key.owner {
-            Owner::Grant { .. } => self.idle_since.checked_add(self.idle_max),
+            Owner::Grant { .. } => self.idle_since.checked_add(limits.idle_max),
             // It ends with its connection, and not before.
             Owner::Connection(_) => None,
         };
@@ -140,20 +137,62 @@ impl Keeper {
         self.shell.as_mut().ok_or_else(|| no_resources(&io::Error::other("no shell")))
     }
 
+    /// Whether the client's variables can be set in the shell that is there, of which nothing is
+    /// changed. The error is the refusal, or `None` once the command was cancelled.
+    ///
+    /// A shell that does not answer (a trap of DEBUG can hang it) is killed: nothing else would get
+    /// the session out of there.
+    async fn try_exports(
+        &mut self,
+        asked: &[Variable],
+        started: &mut oneshot::Sender<Result<TurnStarted, Refused>>,
+    ) -> Result<(), Option<Refused>> {
+        let trial_max = self.supervisor.sessions.limits.trial_max;
+        let Some(shell) = self.shell.as_mut().filter(|_| !asked.is_empty()) else { return Ok(()) };
+        let tried = tokio::select! {
+            tried = shell.try_exports(asked) => Some(tried),
+            () = started.closed() => None,
+            () = tokio::time::sleep(trial_max) => Some(Err(io::ErrorKind::TimedOut.into())),
+        };
+        let refused = match tried {
+            Some(Ok(Asked::Answered(Tried::Settable))) => return Ok(()),
+            Some(Ok(Asked::Answered(Tried::NotSettable(name)))) => {
+                return Err(Some(not_settable(&self.key.name, &name)));
+            }
+            Some(Ok(Asked::Ended(_))) => {
+                Some(no_resources(&io::Error::other("it ended when a variable was to be set")))
+            }
+            Some(Err(error)) => Some(no_resources(&error)),
+            None => None,
+        };
+        let _ = shell.child().signal(afar_sys::signals::Signal::KILL);
+        if let Some(shell) = self.shell.take() {
+            shell.end().await;
+        }
+        self.lost = true;
+        Err(refused)
+    }
+
     async fn serve(&mut self, mut turn: Turn) {
-        let (started, unanswered) = tokio::sync::oneshot::channel();
-        let started = std::mem::replace(&mut turn.started, started);
+        let (started, unanswered) = oneshot::channel();
+        let mut started = std::mem::replace(&mut turn.started, started);
         drop(unanswered);
         if started.is_closed() {
             // It has been cancelled while it waited.
             return;
         }
-        let shell = match self.shell() {
-            Ok(shell) => shell,
-            Err(refused) => {
+        let tried = match self.shell() {
+            Ok(_) => self.try_exports(&turn.exports.asked, &mut started).await,
+            Err(refused) => Err(Some(refused)),
+        };
+        let shell = match (tried, &mut self.shell) {
+            (Ok(()), Some(shell)) => shell,
+            (Err(Some(refused)), _) => {
                 let _ = started.send(Err(refused));
                 return;
             }
+            // It has been cancelled.
+            _ => return,
         };
         let root = shell.child().tree_root();
         let root = CommandRoot::new(root, shell.signal_fd.clone(), turn.mark.clone());
@@ -165,8 +204,8 @@ impl Keeper {
         let evaluated = shell.evaluate(&turn).await;
         let tree = shell.child().tree_root();
         let (end, cpu, ended) = match evaluated {
-            Ok(Evaluated::Answered(code, cpu)) => (End::Exited { code }, cpu, false),
-            Ok(Evaluated::Ended(ended)) => (shell_end(ended.as_ref()), cpu_of(shell, ended), true),
+            Ok(Asked::Answered((code, cpu))) => (End::Exited { code }, cpu, false),
+            Ok(Asked::Ended(ended)) => (shell_end(ended.as_ref()), cpu_of(shell, ended), true),
             // The shell can't be listened to any more, so nothing can be known of it.
             Err(_) => {
                 let _ = shell.child().signal_group(afar_sys::signals::Signal::KILL);
@@ -187,6 +226,18 @@ impl Keeper {
         let Turn { streams, ended, .. } = turn;
         drop(streams);
         let _ = ended.send(turn_end);
+    }
+}
+
+/// The name is one of a shell's variable, so there is nothing in it that must be escaped.
+fn not_settable(session: &SessionName, name: &str) -> Refused {
+    Refused {
+        phase: Phase::Spawn,
+        reason: RefusalReason::Invalid,
+        message: format!(
+            "the variable {name} can't be set in the session {session} (is it read-only there?)"
+        ),
+        started: Started::No,
     }
 }
 

@@ -15,5 +15,8 @@ pub const SESSION_IDLE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// else's writing.
 pub(super) const REPLY_BYTES_MAX: usize = 64 * 1024;
 
+/// How long the shell may take to say whether the variables for a command can be set.
+pub(super) const TRIAL_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// How long a shell that is told to end may take for it (its EXIT trap), before it is killed.
 pub(super) const SHELL_END_GRACE: Duration = Duration::from_secs(5);

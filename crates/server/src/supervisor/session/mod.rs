@@ -25,6 +25,8 @@ use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
 use super::Supervisor;
+use driver::Exports;
+use limits::TRIAL_TIME_MAX;
 pub use limits::{SESSION_IDLE_MAX, SESSION_QUEUE_MAX, SESSIONS_MAX};
 pub(super) use request::{SessionRequest, prepare_in_session};
 
@@ -50,8 +52,8 @@ pub(super) struct SessionKey {
 pub(super) struct Turn {
     /// What the shell evaluates; holds no NUL.
     pub(super) text: Vec<u8>,
-    /// Variables that it exports before; their names are names.
-    pub(super) exports: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Variables that it exports before.
+    pub(super) exports: Exports,
     /// The entry of the environment that what the command starts will have.
     pub(super) mark: Vec<u8>,
     pub(super) streams: TurnStreams,
@@ -99,6 +101,7 @@ pub(super) struct SessionLimits {
     pub(super) sessions_max: usize,
     pub(super) queue_max: usize,
     pub(super) idle_max: Duration,
+    pub(super) trial_max: Duration,
 }
 
 impl Default for SessionLimits {
@@ -107,6 +110,7 @@ impl Default for SessionLimits {
             sessions_max: SESSIONS_MAX,
             queue_max: SESSION_QUEUE_MAX,
             idle_max: SESSION_IDLE_MAX,
+            trial_max: TRIAL_TIME_MAX,
         }
     }
 }
@@ -156,7 +160,7 @@ pub(super) fn submit(
         }
         let (sender, turns) = mpsc::channel(limits.queue_max);
         open.insert(key.clone(), sender);
-        keeper::spawn(supervisor, key.clone(), environment.to_vec(), turns, limits.idle_max);
+        keeper::spawn(supervisor, key.clone(), environment.to_vec(), turns);
     }
     let Some(sender) = open.get(key) else { return Ok(()) };
     sender.try_send(turn).map_err(|_| {

@@ -4,7 +4,7 @@ use afar_core::policy::{Execution, Grant, JobScope, KeyVariable, RequestFacts, V
 use afar_proto::json;
 use afar_proto::message::{Command, OpenSpec, Refused, SessionScope};
 
-use super::driver::{is_name, quote_argv};
+use super::driver::{Exports, is_name, quote_argv};
 use super::{Owner, SessionKey};
 use crate::supervisor::request::{ID_VARIABLE, MARK_VARIABLE, invalid, new_mark, refuse_denied};
 
@@ -14,7 +14,7 @@ pub(in crate::supervisor) struct SessionRequest {
     pub(in crate::supervisor) key: SessionKey,
     pub(in crate::supervisor) environment: Vec<KeyVariable>,
     pub(in crate::supervisor) text: Vec<u8>,
-    pub(in crate::supervisor) exports: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(in crate::supervisor) exports: Exports,
     /// The entry of the environment that nothing but this command's processes has.
     pub(in crate::supervisor) mark: Vec<u8>,
 }
@@ -38,7 +38,7 @@ pub(in crate::supervisor) fn prepare_in_session(
         return Err(invalid("a session has a working directory of its own: use cd there"));
     }
     let text = text(&spec.command)?;
-    let mut exports = Vec::new();
+    let mut asked = Vec::new();
     for (name, value) in &spec.env {
         if !is_name(name.as_bytes()) {
             let name = String::from_utf8_lossy(name.as_bytes()).into_owned();
@@ -47,11 +47,12 @@ pub(in crate::supervisor) fn prepare_in_session(
         if value.as_bytes().contains(&0) {
             return Err(invalid("the value of a variable holds a NUL byte"));
         }
-        exports.push((name.0.clone(), value.0.clone()));
+        asked.push((name.0.clone(), value.0.clone()));
     }
     let mark = new_mark()?;
-    exports.push((ID_VARIABLE.into(), spec.job.as_str().into()));
-    exports.push((MARK_VARIABLE.into(), mark.clone()));
+    let own =
+        vec![(ID_VARIABLE.into(), spec.job.as_str().into()), (MARK_VARIABLE.into(), mark.clone())];
+    let exports = Exports { asked, own };
     let environment = grant.restrictions.environment.clone();
     let owner = match session.scope {
         SessionScope::Connection => Owner::Connection(connection),

@@ -18,7 +18,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::dialect::{Choice, choose};
-use super::driver::{Answer, Driver, Evaluation, Paths, bound_received};
+use super::driver::{Answer, CpuTime, Driver, Evaluation, Paths, Tried, Variable, bound_received};
 use super::limits::SHELL_END_GRACE;
 use super::{Turn, TurnStreams};
 use crate::supervisor::Supervisor;
@@ -44,13 +44,19 @@ pub(super) struct Shell {
     pub(super) note: Option<String>,
 }
 
-/// What came of a command.
+/// What came of a question to the shell.
 #[derive(Debug)]
-pub(super) enum Evaluated {
-    /// The shell has answered.
-    Answered(u8, super::driver::CpuTime),
+pub(super) enum Asked<T> {
+    Answered(T),
     /// The shell has ended; `None` if its status can't be obtained.
     Ended(Option<Ended>),
+}
+
+/// What was read of the shell's answer.
+enum Reply<T> {
+    Whole(T),
+    /// The answer lacks something, which these lines ask for.
+    AskAgain(Vec<u8>),
 }
 
 impl Shell {
@@ -128,23 +134,52 @@ impl Shell {
         &self.child
     }
 
-    /// Gives the shell a command and waits for its answer. Not cancellation safe.
-    pub(super) async fn evaluate(&mut self, turn: &Turn) -> io::Result<Evaluated> {
+    /// Asks the shell whether these variables can be set. Not cancellation safe.
+    pub(super) async fn try_exports(&mut self, variables: &[Variable]) -> io::Result<Asked<Tried>> {
         self.number += 1;
-        let path = |fd: RawFd| format!("{}/{fd}", self.own_fds);
+        let (number, answer) = (self.number, self.path(self.answers_childs.as_raw_fd()));
+        let lines = self.driver.compose_trial(number, variables, &answer);
+        let read = |_: &mut Driver, received: &[u8]| {
+            Driver::read_trial(number, received).map(Reply::Whole)
+        };
+        self.ask(lines, read).await
+    }
+
+    /// Gives the shell a command and waits for its answer. Not cancellation safe.
+    pub(super) async fn evaluate(&mut self, turn: &Turn) -> io::Result<Asked<(u8, CpuTime)>> {
+        self.number += 1;
+        let (number, answer) = (self.number, self.path(self.answers_childs.as_raw_fd()));
         let TurnStreams { stdin, stdout, stderr } = &turn.streams;
-        let answer = path(self.answers_childs.as_raw_fd());
-        let stdin = stdin.as_ref().map_or("/dev/null".to_owned(), |fd| path(fd.as_raw_fd()));
-        let stderr = stderr.as_ref().map(|fd| path(fd.as_raw_fd()));
+        let stdin = stdin.as_ref().map_or("/dev/null".to_owned(), |fd| self.path(fd.as_raw_fd()));
+        let stderr = stderr.as_ref().map(|fd| self.path(fd.as_raw_fd()));
         let paths = Paths {
             stdin: &stdin,
-            stdout: &path(stdout.as_raw_fd()),
+            stdout: &self.path(stdout.as_raw_fd()),
             stderr: stderr.as_deref(),
             answer: &answer,
         };
         let Turn { text, exports, .. } = turn;
-        let evaluation = Evaluation { number: self.number, text, exports, paths };
-        let mut lines = self.driver.compose(&evaluation);
+        let lines = self.driver.compose(&Evaluation { number, text, exports, paths });
+        let read = |driver: &mut Driver, received: &[u8]| {
+            Some(match driver.read(number, &answer, received)? {
+                Answer::Status(status, cpu) => Reply::Whole((status, cpu)),
+                Answer::AskAgain(line) => Reply::AskAgain(line),
+            })
+        };
+        self.ask(lines, read).await
+    }
+
+    /// Where the shell finds a descriptor of ours.
+    fn path(&self, fd: RawFd) -> String {
+        format!("{}/{fd}", self.own_fds)
+    }
+
+    /// Gives the shell these lines, and reads what it answers until that is whole.
+    async fn ask<T>(
+        &mut self,
+        mut lines: Vec<u8>,
+        read: impl Fn(&mut Driver, &[u8]) -> Option<Reply<T>>,
+    ) -> io::Result<Asked<T>> {
         let mut sent = 0;
         let mut received = Vec::new();
         loop {
@@ -153,11 +188,9 @@ impl Shell {
                 more = read_some(&self.answers, &mut received) => {
                     more?;
                     bound_received(&mut received);
-                    match self.driver.read(self.number, &answer, &received) {
-                        Some(Answer::Status(status, cpu)) => {
-                            return Ok(Evaluated::Answered(status, cpu));
-                        }
-                        Some(Answer::AskAgain(line)) => {
+                    match read(&mut self.driver, &received) {
+                        Some(Reply::Whole(answer)) => return Ok(Asked::Answered(answer)),
+                        Some(Reply::AskAgain(line)) => {
                             received.clear();
                             lines.extend(line);
                         }
@@ -168,7 +201,7 @@ impl Shell {
                     // The guard's readiness stays set: an ended process stays ended.
                     drop(ended?);
                     if let Some(ended) = self.ended() {
-                        return Ok(Evaluated::Ended(ended));
+                        return Ok(Asked::Ended(ended));
                     }
                 }
                 written = write_some(&self.script, unsent(&lines, sent)), if sent < lines.len() => {

@@ -3,3 +3,4 @@
 mod life;
 mod oddities;
 mod rig;
+mod variables;

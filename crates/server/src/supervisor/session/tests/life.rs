@@ -218,19 +218,6 @@ fn a_key_with_variables_has_sessions_of_its_own() {
 }
 
 #[test]
-fn variables_of_the_request_are_set_in_the_shell() {
-    for shell in SHELLS {
-        in_local_set(async {
-            let rig = Rig::new(shell);
-            let mut spec = rig.spec("echo \"$A\"; env | grep ^A=");
-            spec.env = vec![("A".into(), "it's".into())];
-            assert_eq!(rig.run_spec(&spec, b"").await.out(), "it's\nA=it's\n", "{shell}");
-            assert_eq!(rig.run("echo $A").await.out(), "it's\n", "{shell}");
-        });
-    }
-}
-
-#[test]
 fn fault_46_47_what_a_shell_can_not_be_given_is_refused() {
     let rig = Rig::new("/bin/sh");
     let mut with_cwd = rig.spec("true");
