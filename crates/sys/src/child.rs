@@ -48,6 +48,10 @@ pub struct Usage {
     /// The largest resident set of one of the processes. Before its exec a process shares our
     /// memory, so a small program never shows less than what we held when it was spawned.
     pub max_rss_bytes: u64,
+    /// Bytes that were read from storage, and not from the page cache, in whole sectors.
+    pub read_bytes: u64,
+    /// Bytes that were caused to be written to storage, in whole sectors.
+    pub written_bytes: u64,
 }
 
 /// The end of a process: everything that wait4(2) tells.
@@ -212,6 +216,11 @@ fn kill_and_reap(pid: Pid, session: Session) {
     while let Err(Errno::INTR) = wait4(pid, 0) {}
 }
 
+/// Reaps a child that has ended because it could not execute its program.
+pub(crate) fn reap_failed(pid: Pid) {
+    while let Err(Errno::INTR) = wait4(pid, 0) {}
+}
+
 /// wait4(2) for one child. `None` only with `WNOHANG`.
 fn wait4(pid: Pid, options: libc::c_int) -> Result<Option<Ended>, Errno> {
     let mut status = 0;
@@ -243,11 +252,15 @@ fn decode(status: libc::c_int) -> Option<ExitStatus> {
 }
 
 fn decode_usage(usage: &libc::rusage) -> Usage {
-    let max_rss_kib = u64::try_from(usage.ru_maxrss).unwrap_or(0);
+    // Whatever the block size of a file system, the kernel counts sectors here.
+    const SECTOR_BYTES: u64 = 512;
+    let count = |count: libc::c_long| u64::try_from(count).unwrap_or(0);
     Usage {
         user: decode_time(usage.ru_utime),
         system: decode_time(usage.ru_stime),
-        max_rss_bytes: max_rss_kib.saturating_mul(1024),
+        max_rss_bytes: count(usage.ru_maxrss).saturating_mul(1024),
+        read_bytes: count(usage.ru_inblock).saturating_mul(SECTOR_BYTES),
+        written_bytes: count(usage.ru_oublock).saturating_mul(SECTOR_BYTES),
     }
 }
 

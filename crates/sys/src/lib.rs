@@ -10,6 +10,7 @@
 #![expect(unsafe_code, reason = "this crate is where the workspace keeps its unsafe code")]
 
 pub mod boot;
+pub mod cgroup;
 pub mod child;
 pub mod descriptor_passing;
 mod errno;

@@ -1,4 +1,5 @@
-//! Finds and signals all that a job has started, without cgroups, by what `/proc` tells.
+//! Finds and signals all that a job has started, by what `/proc` tells, and by its cgroup where it has
+//! one ([`Tree`]).
 //!
 //! A process belongs to a job's tree if it is the job's own process, is in the session that the job
 //! leads, carries the job's mark in its environment, or descends from such a process. What has left
@@ -10,9 +11,11 @@
 
 mod command;
 mod procfs;
+mod tree;
 
 pub use command::CommandRoot;
 pub use procfs::{Process, ProcessId};
+pub use tree::Tree;
 
 use crate::boot::ticks_since_boot;
 use crate::errno;
@@ -319,6 +322,11 @@ fn session_is_still_the_roots(root: &TreeRoot, all: &[Process]) -> bool {
         p.session == root.pid && (root.started_ticks..=reaped_ticks).contains(&p.id.start_ticks)
     };
     root.leads_session && all.iter().any(is_witness)
+}
+
+/// The living process that has this pid now.
+pub(crate) fn process_of(pid: i32) -> Option<ProcessId> {
+    start_ticks_of(pid).map(|start_ticks| ProcessId { pid, start_ticks })
 }
 
 /// Now, in the unit of [`TreeRoot::started_ticks`].

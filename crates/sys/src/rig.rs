@@ -4,14 +4,15 @@ use crate::child::{Child, Ended, Session};
 use crate::exec_strings::{exec_string, exec_strings};
 use crate::process_tree::{KillReport, find_tree, kill_tree};
 use crate::signals::Signal;
-use crate::spawn::{SpawnError, SpawnRequest, Stdio, spawn};
+use crate::spawn::{Confinement, SpawnError, SpawnRequest, Stdio, spawn, spawn_confined};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::XattrFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -49,6 +50,7 @@ pub(crate) struct Options<'a> {
     pub(crate) stdio: Option<Stdio<'a>>,
     pub(crate) session: Session,
     pub(crate) open_files_soft: Option<u64>,
+    pub(crate) confinement: Option<Confinement<'a>>,
 }
 
 /// A new session running `/bin/sh -c script` or another program, with a mark in its environment.
@@ -98,7 +100,10 @@ impl Running {
             session: options.session,
             open_files_soft: options.open_files_soft,
         };
-        let child = spawn(&request)?;
+        let child = match &options.confinement {
+            Some(confinement) => spawn_confined(&request, confinement)?,
+            None => spawn(&request)?,
+        };
         let file = |fd: OwnedFd| File::from(fd);
         Ok(Self {
             child,
@@ -180,6 +185,64 @@ fn read_to_end(file: &mut File) -> String {
             count => all.extend_from_slice(&buffer[..count]),
         }
     }
+}
+
+/// A cgroup of this test's own that is delegated to it, removed on drop with what is in it; `None`, said
+/// so, where none can be made: that takes root and a kernel with cgroup v2.
+pub(crate) struct Cgroup {
+    pub(crate) path: PathBuf,
+}
+
+impl Cgroup {
+    pub(crate) fn new() -> Option<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("afar-test-{}-{number}", std::process::id());
+        let made = hierarchy().and_then(|root| {
+            let path = root.join(name);
+            std::fs::create_dir(&path).ok()?;
+            let cgroup = Self { path };
+            let marked =
+                rustix::fs::setxattr(&cgroup.path, "user.delegate", b"1", XattrFlags::empty());
+            marked.ok().map(|()| cgroup)
+        });
+        if made.is_none() {
+            let test = std::thread::current().name().unwrap_or_default().to_owned();
+            assert!(std::env::var_os("CI").is_none(), "CI must be able to make cgroups");
+            let _ = writeln!(std::io::stderr(), "SKIPPED, no cgroup v2 can be written: {test}");
+        }
+        made
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.path.join("cgroup.kill"), "1");
+        remove_cgroups(&self.path);
+    }
+}
+
+/// Waits for the end of what was killed, from the leaves to the root.
+fn remove_cgroups(path: &Path) {
+    for entry in std::fs::read_dir(path).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            remove_cgroups(&entry.path());
+        }
+    }
+    while std::fs::read_to_string(path.join("cgroup.events")).unwrap().contains("populated 1") {
+        std::thread::yield_now();
+    }
+    std::fs::remove_dir(path).unwrap();
+}
+
+/// The root of the hierarchy, where it is mounted so that it can be written.
+fn hierarchy() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let found = fields.find(
+        |fields| matches!(fields[..], [_, _, "cgroup2", options, ..] if options.starts_with("rw")),
+    )?;
+    Some(PathBuf::from(found[1]))
 }
 
 /// `/proc/PID/NAME` as text.

@@ -4,6 +4,10 @@
 //! `pre_exec`, `uid()` and `gid()` of the standard library. posix_spawn shares the memory until the
 //! exec and takes the same half millisecond whatever our size.
 
+mod confined;
+
+pub use confined::{CAN_CONFINE, Confinement, Limit, spawn_confined};
+
 use crate::boot::ticks_since_boot;
 use crate::child::{Child, Session};
 use crate::errno::of_returned;
