@@ -190,8 +190,9 @@ impl Driver {
         }
         let restore = self.restore_status(lines);
         if self.command_redefined {
-            // The syntax is checked by reading without executing, in a process of its own.
-            lines.push("if (\\eval ");
+            // The syntax is checked by reading without executing, in a process of its own, which
+            // traces nothing (`set -x`) of that.
+            lines.push("if (\\set +x; \\eval ");
             lines.quoted(&[b"\\set -n\n".as_slice(), text].concat());
             lines.streams(paths);
             lines.push(")\nthen\n");
@@ -199,7 +200,8 @@ impl Driver {
             lines.push("\\eval ");
             lines.quoted(text);
             lines.streams(paths);
-            lines.push("\n__afar_s=$?\nelse\n__afar_s=$?\nfi\n");
+            // An error of syntax is one for `set -e`, too.
+            lines.push("\n__afar_s=$?\nelse\n__afar_s=$?\n(\\exit \"$__afar_s\")\nfi\n");
         } else {
             // `command` takes from a special built-in that its error ends the shell, which an error
             // of syntax would otherwise do.

@@ -1,6 +1,7 @@
 //! Tests of sessions, with real shells.
 
 mod life;
+mod mixture;
 mod oddities;
 mod rig;
 mod variables;

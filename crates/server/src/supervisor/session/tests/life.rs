@@ -12,29 +12,10 @@ use crate::supervisor::job::{FromJob, ToJob};
 use crate::supervisor::session::{SessionLimits, prepare_in_session};
 
 #[test]
-fn a_thousand_commands_keep_their_streams_and_statuses() {
+fn large_scripts_pass_whole() {
     for shell in SHELLS {
         in_local_set(async {
             let rig = Rig::new(shell);
-            rig.run("n=0; f() { n=$((n+1)); echo \"$n $1\"; echo \"e$n\" >&2; return $2; }").await;
-            for n in 1..1000_u16 {
-                let status = u8::try_from(n % 256).unwrap();
-                let done = rig.run(format!("f 'it'\\''s' {status}")).await;
-                assert_eq!(done.out(), format!("{n} it's\n"), "{shell}");
-                assert_eq!(done.err(), format!("e{n}\n"), "{shell}");
-                assert_eq!((done.code(), done.seal.session_restarted), (Some(status), false));
-            }
-        });
-    }
-}
-
-#[test]
-fn large_output_and_large_scripts_pass_whole() {
-    for shell in SHELLS {
-        in_local_set(async {
-            let rig = Rig::new(shell);
-            let done = rig.run("head -c 10000000 /dev/zero; echo end >&2").await;
-            assert_eq!((done.stdout.len(), done.err()), (10_000_000, "end\n"), "{shell}");
             let text = "x".repeat(300_000);
             let done = rig.run(format!("v='{text}'; echo ${{#v}}")).await;
             assert_eq!(done.out(), "300000\n", "{shell}");
