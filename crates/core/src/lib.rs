@@ -16,6 +16,7 @@
 //! | [`ssh_config`] | what the user's `~/.ssh/config` says about a host |
 //! | [`target`], [`host_set`] | what `alice@web[01-40]:2327` means |
 //! | [`key`] | what an SSH public key is called, and its fingerprint |
+//! | [`journal`], [`spool`], [`record`] | what the store writes of jobs and their output, and what it makes of it when it reads |
 //! | [`escape`] | how to show bytes that someone else chose |
 //! | [`hints`] | what to suggest when a program was not found |
 
@@ -29,12 +30,15 @@ pub mod duration;
 pub mod escape;
 pub mod hints;
 pub mod host_set;
+pub mod journal;
 pub mod key;
 pub mod known_hosts;
 pub mod limits;
 mod pattern;
 pub mod policy;
+pub mod record;
 pub mod revocation;
+pub mod spool;
 pub mod ssh_config;
 pub mod target;
 mod text;
