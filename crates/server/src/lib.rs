@@ -3,7 +3,8 @@
 //! They are two processes. The [`listener`] faces the network, authenticates, and hands connections
 //! on; it parses nothing of a job and runs nothing. The [`supervisor`], one a user, speaks the job protocol and owns every pipe and child of its user. [`launch`] reaches a
 //! supervisor and starts it where there is none; [`stdio`] is a listener of another kind, on what sshd
-//! has let in, and [`classic`] one for scripts that speak another protocol.
+//! has let in, and [`classic`] one for scripts that speak another protocol. The
+//! [`store`] is what a supervisor writes down of its jobs.
 
 pub mod classic;
 pub mod launch;
@@ -13,4 +14,5 @@ pub mod log;
 pub mod monitor;
 pub mod paths;
 pub mod stdio;
+pub mod store;
 pub mod supervisor;

@@ -53,6 +53,30 @@ pub fn state_dir(home: &Path) -> PathBuf {
     absolute("XDG_STATE_HOME").unwrap_or_else(|| home.join(".local/state")).join("afar")
 }
 
+/// The directory of what a user's supervisor on this machine knows of its jobs. Not made here.
+///
+/// A home may be on a server and be that of many machines; each has a directory of its own in it, since
+/// the processes of another one are nothing that this one could know of.
+#[must_use]
+pub fn jobs_dir(home: &Path) -> PathBuf {
+    state_dir(home).join("jobs").join(machine_name(Path::new("/etc/machine-id")))
+}
+
+/// What tells this machine from others: from its machine-id, which is not to be shown itself
+/// (machine-id(5)), or its name where it has none.
+fn machine_name(id_file: &Path) -> String {
+    let id = std::fs::read(id_file).unwrap_or_default();
+    let id = id.trim_ascii();
+    let host = rustix::system::uname();
+    let (context, told) = if id.is_empty() {
+        ("afar 2026 jobs directory by host name", host.nodename().to_bytes())
+    } else {
+        ("afar 2026 jobs directory by machine-id", id)
+    };
+    let hash = blake3::Hash::from_bytes(blake3::derive_key(context, told));
+    hash.to_hex()[..16].to_owned()
+}
+
 /// The value of a variable if it is an absolute path; the specification has all others ignored.
 fn absolute(name: &str) -> Option<PathBuf> {
     env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
@@ -67,6 +91,21 @@ mod tests {
         assert!(is_of(Path::new("/proc"), 0));
         assert!(!is_of(Path::new("/proc"), 1000));
         assert!(is_of(Path::new("/nonexistent"), 1000));
+    }
+
+    #[test]
+    fn each_machine_has_a_directory_for_its_jobs() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("machine-id");
+        let by_host = machine_name(&file);
+        assert_eq!(by_host.len(), 16);
+        std::fs::write(&file, "uninitialized\n").unwrap();
+        let by_id = machine_name(&file);
+        assert_ne!(by_id, by_host);
+        std::fs::write(&file, "uninitialized").unwrap();
+        assert_eq!(machine_name(&file), by_id);
+        std::fs::write(&file, "\n").unwrap();
+        assert_eq!(machine_name(&file), by_host);
     }
 
     #[test]

@@ -1,0 +1,141 @@
+//! A directory of the store: this user's alone, and nothing in it is followed elsewhere (`J-5.8`).
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use afar_sys::private_files::{PrivateDirError, ensure_private_dir};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+
+/// Why the store can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Its directory is not this user's alone.
+    #[error("{0}")]
+    Directory(#[from] PrivateDirError),
+    /// Another supervisor has it: of another machine on the same home, or in another container.
+    #[error("{path:?} is in use by another supervisor")]
+    InUse {
+        /// The lock.
+        path: PathBuf,
+    },
+    /// Something that is no file of ours stands where one should.
+    #[error("{path:?} is not a regular file of this user's; move it away")]
+    Planted {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot {action} {path:?}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// An open directory, by which everything in it is reached.
+#[derive(Debug)]
+pub struct Directory {
+    descriptor: OwnedFd,
+    path: PathBuf,
+}
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be read.
+    Read,
+    /// To be written from its beginning, made if it is missing.
+    Rewrite,
+}
+
+impl Directory {
+    /// Opens a directory with mode 0700, made with its parents if it is missing.
+    ///
+    /// # Errors
+    /// It can't be made, or it is not this user's alone.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self { descriptor: ensure_private_dir(path)?, path: path.to_owned() })
+    }
+
+    /// Its path, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens a file in it; `None` if there is none.
+    pub(super) fn file(&self, name: &str, purpose: Purpose) -> Result<Option<OwnedFd>, StoreError> {
+        let how = match purpose {
+            Purpose::Read => OFlags::RDONLY,
+            Purpose::Rewrite => OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC,
+        };
+        // Nothing that stands there may make us wait, as a FIFO would.
+        let flags = how | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let opened = openat(&self.descriptor, name, flags, Mode::RUSR | Mode::WUSR);
+        let file = match opened {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(self.planted(name)),
+            Err(error) => return Err(self.error("open", name)(error.into())),
+        };
+        let found = fstat(&file).map_err(|error| self.error("look at", name)(error.into()))?;
+        let is_ours = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
+            && found.st_uid == afar_sys::users::effective_uid();
+        if is_ours { Ok(Some(file)) } else { Err(self.planted(name)) }
+    }
+
+    /// As [`Self::file`], where there has to be one.
+    pub(super) fn existing_file(
+        &self,
+        name: &str,
+        purpose: Purpose,
+    ) -> Result<OwnedFd, StoreError> {
+        let opened = self.file(name, purpose)?;
+        opened.ok_or_else(|| self.error("open", name)(Errno::NOENT.into()))
+    }
+
+    /// The first bytes of a file, at most so many; nothing if there is no file.
+    pub(super) fn read(&self, name: &str, bytes_max: u64) -> Result<Vec<u8>, StoreError> {
+        use std::io::Read as _;
+        let Some(file) = self.file(name, Purpose::Read)? else { return Ok(Vec::new()) };
+        let mut bytes = Vec::new();
+        std::fs::File::from(file)
+            .take(bytes_max)
+            .read_to_end(&mut bytes)
+            .map_err(self.error("read", name))?;
+        Ok(bytes)
+    }
+
+    /// Gives a file another name, in one step, whatever had that name.
+    pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
+        renameat(&self.descriptor, from, &self.descriptor, to)
+            .map_err(|error| self.error("rename", from)(error.into()))
+    }
+
+    /// Removes a file; one that is not there is no error.
+    pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
+        match unlinkat(&self.descriptor, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(self.error("remove", name)(error.into())),
+        }
+    }
+
+    pub(super) fn error(
+        &self,
+        action: &'static str,
+        name: &str,
+    ) -> impl FnOnce(io::Error) -> StoreError + use<> {
+        let path = if name.is_empty() { self.path.clone() } else { self.path.join(name) };
+        move |source| StoreError::Io { action, path, source }
+    }
+
+    fn planted(&self, name: &str) -> StoreError {
+        StoreError::Planted { path: self.path.join(name) }
+    }
+}

@@ -1,0 +1,63 @@
+//! Disks that fail on purpose, for the store's tests.
+
+use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
+use std::sync::Mutex;
+
+use rustix::io::Errno;
+
+use super::disk::{Disk, RealDisk};
+
+/// A disk that takes so many bytes more, and then has this to say.
+#[derive(Debug)]
+pub(super) struct FailingDisk(Mutex<Failing>);
+
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    room: Option<(usize, Errno)>,
+    sync: Option<Errno>,
+    syncs: usize,
+}
+
+impl FailingDisk {
+    pub(super) fn sound() -> Self {
+        Self(Mutex::new(Failing { room: None, sync: None, syncs: 0 }))
+    }
+
+    /// Takes `room` bytes and then no more.
+    pub(super) fn full_after(&self, room: usize, error: Errno) {
+        self.0.lock().unwrap().room = Some((room, error));
+    }
+
+    /// Takes everything again.
+    pub(super) fn mend(&self) {
+        let mut failing = self.0.lock().unwrap();
+        failing.room = None;
+        failing.sync = None;
+    }
+}
+
+impl Disk for FailingDisk {
+    fn write(&self, file: BorrowedFd<'_>, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+        let mut failing = self.0.lock().unwrap();
+        let Some((room, error)) = &mut failing.room else {
+            return RealDisk.write(file, parts, at);
+        };
+        let mut bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        bytes.truncate(*room);
+        if bytes.is_empty() {
+            return Err((*error).into());
+        }
+        *room -= bytes.len();
+        RealDisk.write(file, &[IoSlice::new(&bytes)], at)
+    }
+
+    fn sync(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        let mut failing = self.0.lock().unwrap();
+        failing.syncs += 1;
+        match failing.sync {
+            Some(error) => Err(error.into()),
+            None => RealDisk.sync(file),
+        }
+    }
+}
