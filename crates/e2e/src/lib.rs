@@ -30,6 +30,7 @@
 
 mod account;
 mod binary;
+mod cgroup;
 mod client;
 mod deadline;
 mod fifo;
@@ -45,6 +46,7 @@ mod terminal;
 
 pub use account::{Account, can_make_accounts};
 pub use binary::afar;
+pub use cgroup::Cgroup;
 pub use client::{Output, Run, Running};
 pub use deadline::{DEADLINE, Deadline};
 pub use fifo::Fifo;

@@ -14,7 +14,7 @@ mod procfs;
 mod tree;
 
 pub use command::CommandRoot;
-pub use procfs::{Process, ProcessId};
+pub use procfs::{Process, ProcessId, threads_of_user};
 pub use tree::Tree;
 
 use crate::boot::ticks_since_boot;

@@ -4,8 +4,8 @@
 //! it does, in this order:
 //!
 //! 1. As root: looks the user up, makes sure of the directory `/run/afar/UID`, takes the lock that
-//!    makes a supervisor the only one, binds the socket, which nobody can connect to yet, and opens
-//!    its own program.
+//!    makes a supervisor the only one, binds the socket, which nobody can connect to yet, opens its
+//!    own program, and moves to the user's slice where cgroups are delegated.
 //! 2. Becomes the user, for good, and checks that: see [`become_user`].
 //! 3. As the user: opens the log, and executes `afar supervisor` with a login's environment, which
 //!    listens on the socket and holds the lock.
@@ -19,6 +19,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
 use afar_sys::Errno;
+use afar_sys::cgroup::Delegation;
 use afar_sys::exec::exec_in_place;
 use afar_sys::exec_strings::env_entry;
 use afar_sys::identity::{BecomeError, Identity, become_user, reset_oom_score};
@@ -102,6 +103,7 @@ pub fn run(role: &AsUser) -> Result<(), AsUserError> {
     let identity = Identity::of(&user).map_err(io_error("cannot read the group database"))?;
     let Some(place) = Place::take(role)? else { return Ok(()) };
     let program = File::open("/proc/self/exe").map_err(io_error("cannot open afar's program"))?;
+    enter_slice(&user, role.log);
     reset_oom_score().map_err(io_error("cannot be chosen when memory runs out"))?;
     become_user(&identity)
         .map_err(|error| AsUserError::Become { name: role.name.clone(), error })?;
@@ -110,6 +112,15 @@ pub fn run(role: &AsUser) -> Result<(), AsUserError> {
     let env = environment(&user);
     let passed = [place.socket.as_fd(), place.lock.as_fd()];
     Err(AsUserError::Exec(exec_in_place(program.as_fd(), &argv, &env, &passed)))
+}
+
+/// Moves to the user's part of what is delegated to root's listener, if anything is: only root may, and
+/// the user's jobs get their cgroups there.
+fn enter_slice(user: &User, log: Log) {
+    let Some(delegation) = Delegation::find() else { return };
+    if let Err(error) = delegation.slice(user.uid, user.gid).and_then(|slice| slice.enter()) {
+        log.error(&format!("no cgroup for the jobs of {:?}: {error}", user.name));
+    }
 }
 
 /// The socket and the lock of a supervisor that is the only one.

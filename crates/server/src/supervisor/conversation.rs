@@ -281,7 +281,8 @@ impl Conversation {
         self.enter(channel, id, started.commands);
         tokio::task::spawn_local(started.job.run());
         let started_at_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
-        Ok(Some(Opened { job: spec.job.clone(), pid: started.pid, started_at_us, note: None }))
+        let (pid, note) = (started.pid, started.note);
+        Ok(Some(Opened { job: spec.job.clone(), pid, started_at_us, note }))
     }
 
     /// Has a job wait for its turn in a session.

@@ -4,6 +4,7 @@
 //! nothing to do for a while. Only processes of its own user or of root may connect, and the first
 //! frame of each connection is the grant.
 
+mod confine;
 mod conversation;
 mod environment;
 mod job;
@@ -95,6 +96,8 @@ struct Supervisor {
     /// The soft limit of open descriptors that jobs start with: the one that this process was
     /// started with, before it raised its own.
     open_files_soft: Option<u64>,
+    /// Where the cgroups of its jobs are made.
+    cgroups: confine::Cgroups,
     /// Ids of the jobs that run, with the scope that they are unique in.
     ids: RefCell<BTreeSet<(String, JobId)>>,
     /// How many connections there were, to tell them apart.
@@ -132,6 +135,7 @@ impl Drop for TakenId {
 impl Supervisor {
     fn new(user: User, open_files_soft: Option<u64>, log: Log) -> Self {
         Self {
+            cgroups: confine::Cgroups::default(),
             user,
             open_files_soft,
             ids: RefCell::default(),
@@ -190,7 +194,9 @@ pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
     if let Err(error) = rustix::process::setpriority_process(None, 0) {
         config.log.info(&format!("jobs have the niceness of whoever started the first: {error}"));
     }
-    let supervisor = Rc::new(Supervisor::new(user, open_files_soft, config.log));
+    let cgroups = confine::Cgroups::take(&user, config.log);
+    let supervisor = Supervisor { cgroups, ..Supervisor::new(user, open_files_soft, config.log) };
+    let supervisor = Rc::new(supervisor);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)

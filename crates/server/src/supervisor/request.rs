@@ -33,6 +33,15 @@ pub(super) struct Prepared {
     pub(super) mark: Vec<u8>,
 }
 
+impl Prepared {
+    /// The random part of the mark.
+    pub(super) fn mark_value(&self) -> &str {
+        let value = self.mark.get(MARK_VARIABLE.len() + 1..).unwrap_or_default();
+        // It is made of hexadecimal digits.
+        std::str::from_utf8(value).unwrap_or_default()
+    }
+}
+
 /// Prepares a request, or says why it is refused. Starts nothing.
 pub(super) fn prepare(
     spec: &OpenSpec,

@@ -68,6 +68,21 @@ pub(super) fn children_of(pid: i32) -> Option<BTreeSet<i32>> {
     Some(list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }
 
+/// How many threads all processes of a user have together, zombies with their one included: what
+/// `RLIMIT_NPROC` counts (getrlimit(2)), as far as `/proc` shows it.
+///
+/// # Errors
+/// What reading the directory `/proc` gives.
+pub fn threads_of_user(uid: u32) -> io::Result<u64> {
+    let threads = processes()?.into_iter().filter_map(|process| {
+        let status = fs::read_to_string(format!("/proc/{}/status", process.id.pid)).ok()?;
+        let real = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+        let is_users = real.split_ascii_whitespace().next()?.parse() == Ok(uid);
+        is_users.then_some(u64::from(process.threads.max(1)))
+    });
+    Ok(threads.sum())
+}
+
 /// The start time of the process that has this pid now.
 pub(super) fn start_ticks_of(pid: i32) -> Option<u64> {
     process(pid).map(|process| process.id.start_ticks)
@@ -190,6 +205,17 @@ mod tests {
         assert_eq!(ours.parent, i32::try_from(std::os::unix::process::parent_id()).unwrap());
         assert_eq!(Some(ours.id.start_ticks), start_ticks_of(pid));
         assert!(ours.is_alive() && ours.threads >= 1);
+    }
+
+    #[test]
+    fn threads_of_a_user_are_counted_one_by_one() {
+        let ours = crate::users::effective_uid();
+        let before = threads_of_user(ours).unwrap();
+        assert!(
+            before
+                >= u64::from(process(i32::try_from(std::process::id()).unwrap()).unwrap().threads)
+        );
+        assert_eq!(threads_of_user(4_123_456_789).unwrap(), 0);
     }
 
     #[test]

@@ -5,8 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use afar_sys::child::Child;
-use afar_sys::process_tree::{CommandRoot, TreeRoot, find_tree, kill_tree};
+use afar_sys::process_tree::{CommandRoot, Tree};
 use afar_sys::signals::Signal;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -50,8 +49,8 @@ enum State {
 /// Where the search for what is to be ended begins.
 #[derive(Clone, Debug)]
 enum Root {
-    /// A process of the job's own, with the mark of its descendants.
-    Own(TreeRoot, Vec<u8>),
+    /// A process of the job's own, and what it has started.
+    Own(Tree),
     /// A command in a shell; the shell is ended with it as long as it is at work on it.
     InSession { command: CommandRoot, with_shell: bool },
 }
@@ -61,9 +60,9 @@ impl Root {
     /// stopped process acts on TERM only when it is continued.
     fn terminate(&self) {
         match self {
-            Self::Own(root, mark) => {
-                let _ = kill_tree(root, mark, Signal::TERM);
-                let _ = kill_tree(root, mark, Signal::CONT);
+            Self::Own(tree) => {
+                let _ = tree.kill(Signal::TERM);
+                let _ = tree.kill(Signal::CONT);
             }
             Self::InSession { command, with_shell } => {
                 // The shell first stands still: it must not go on to its script's next line when
@@ -84,9 +83,7 @@ impl Root {
     /// Kills everything; whether it reached all that it may.
     fn kill(&self) -> bool {
         match self {
-            Self::Own(root, mark) => {
-                kill_tree(root, mark, Signal::KILL).is_ok_and(|report| report.settled)
-            }
+            Self::Own(tree) => tree.kill(Signal::KILL).is_ok_and(|report| report.settled),
             Self::InSession { command, with_shell } => {
                 if *with_shell {
                     let _ = command.signal_shell(Signal::STOP);
@@ -103,10 +100,11 @@ impl Root {
     /// Whether anything is left.
     fn is_left(&self) -> bool {
         match self {
-            Self::Own(root, mark) => find_tree(root, mark),
-            Self::InSession { command, .. } => command.find(),
+            Self::Own(tree) => tree.is_left(),
+            Self::InSession { command, .. } => {
+                command.find().map_or(true, |found| !found.is_empty())
+            }
         }
-        .map_or(true, |found| !found.is_empty())
     }
 }
 
@@ -123,13 +121,8 @@ pub(super) struct Ending {
 }
 
 impl Ending {
-    pub(super) fn new(
-        child: &Child,
-        mark: Vec<u8>,
-        timeout_at: Option<Instant>,
-        grace: Duration,
-    ) -> Self {
-        Self::of(Root::Own(child.tree_root(), mark), timeout_at, grace)
+    pub(super) fn new(tree: Tree, timeout_at: Option<Instant>, grace: Duration) -> Self {
+        Self::of(Root::Own(tree), timeout_at, grace)
     }
 
     /// The end of a command in a session's shell.
@@ -149,7 +142,7 @@ impl Ending {
     /// at work on something else.
     pub(super) fn process_ended(&mut self, process: &Process) {
         match (&mut self.root, process) {
-            (Root::Own(root, _), Process::Own { child, .. }) => *root = child.tree_root(),
+            (Root::Own(tree), Process::Own { child, .. }) => tree.reaped(child.tree_root()),
             (Root::InSession { command, with_shell }, Process::InSession(ended)) => {
                 *command = ended.root.clone();
                 *with_shell = false;
@@ -268,11 +261,12 @@ mod tests {
         })
         .unwrap();
         let limit = Instant::now();
-        let mut ending = Ending::new(&child, b"A=b".to_vec(), Some(limit), GRACE);
+        let tree = Tree::new(child.tree_root(), b"A=b", None);
+        let mut ending = Ending::new(tree, Some(limit), GRACE);
         assert_eq!(ending.due(false), Some(limit));
         child.wait().unwrap();
         let watch = crate::supervisor::job::process::ExitWatch::of(&child);
-        ending.process_ended(&Process::Own { child, watch });
+        ending.process_ended(&Process::Own { child, watch, group: None });
         assert_eq!(ending.due(true), None);
         let mut context = Context::from_waker(std::task::Waker::noop());
         assert!(!ending.poll(&mut context, limit, true));

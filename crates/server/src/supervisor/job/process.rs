@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use afar_proto::outcome::End;
+use afar_sys::cgroup::Group;
 use afar_sys::child::{Child, Ended};
 use afar_sys::process_tree::CommandRoot;
 use afar_sys::signals::Signal;
@@ -21,7 +22,12 @@ use crate::supervisor::session::TurnEnd;
 
 #[derive(Debug)]
 pub(super) enum Process {
-    Own { child: Child, watch: ExitWatch },
+    Own {
+        child: Child,
+        watch: ExitWatch,
+        /// The job's cgroup, if it has one.
+        group: Option<Arc<Group>>,
+    },
     InSession(Command),
 }
 
@@ -103,7 +109,10 @@ impl Process {
 
     pub(super) fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<ProcessEnd> {
         match self {
-            Self::Own { child, watch } => poll_child(child, watch, context).map(ProcessEnd::of),
+            Self::Own { child, watch, group } => poll_child(child, watch, context).map(|ended| {
+                let for_memory = group.as_ref().and_then(|group| group.ended_for_memory());
+                ProcessEnd::of(ended).with_memory_counted(for_memory)
+            }),
             Self::InSession(command) => command.poll_ended(context),
         }
     }
@@ -174,5 +183,40 @@ impl ProcessEnd {
             max_rss_bytes: usage.map_or(0, |usage| usage.max_rss_bytes),
             session_restarted: false,
         }
+    }
+
+    /// What the job's cgroup knows better: whether a KILL was the kernel's, for want of memory. It has
+    /// ended the whole group then.
+    fn with_memory_counted(mut self, ended_for_memory: Option<u64>) -> Self {
+        let kill = Signal::KILL.number();
+        let killed =
+            matches!(&self.end, End::Signaled { signal, .. } if i32::from(*signal) == kill);
+        if killed && ended_for_memory.is_some_and(|count| count > 0) {
+            self.end = End::Oom;
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signaled(signal: Signal) -> End {
+        let status = afar_sys::child::ExitStatus::Signaled { signal, core: false };
+        end_of(&status)
+    }
+
+    #[test]
+    fn fault_57_a_kill_is_for_want_of_memory_only_where_the_kernel_has_counted_one() {
+        let counted = |end: End, count: Option<u64>| {
+            ProcessEnd { end, ..ProcessEnd::of(None) }.with_memory_counted(count).end
+        };
+        assert_eq!(counted(signaled(Signal::KILL), Some(1)), End::Oom);
+        assert_eq!(counted(signaled(Signal::KILL), Some(0)), signaled(Signal::KILL));
+        assert_eq!(counted(signaled(Signal::KILL), None), signaled(Signal::KILL));
+        // A child of it was ended, and it has ended itself since: that is its own end.
+        assert_eq!(counted(signaled(Signal::TERM), Some(1)), signaled(Signal::TERM));
+        assert_eq!(counted(End::Exited { code: 1 }, Some(1)), End::Exited { code: 1 });
     }
 }

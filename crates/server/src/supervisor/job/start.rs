@@ -13,8 +13,9 @@ use afar_proto::message::{OpenSpec, Refused};
 use afar_proto::outcome::{Phase, RefusalReason, Started as WasStarted};
 use afar_sys::child::Session;
 use afar_sys::pipe::{ChildPipe, pipe_from_child, pipe_to_child};
+use afar_sys::process_tree::Tree;
 use afar_sys::resolve::diagnose;
-use afar_sys::spawn::{SpawnError, SpawnRequest, Stdio, spawn};
+use afar_sys::spawn::{SpawnError, SpawnRequest, Stdio, spawn, spawn_confined};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
@@ -23,6 +24,7 @@ use super::input::Input;
 use super::output::Output;
 use super::process::{ExitWatch, Process};
 use super::{FromJob, Job, ToJob};
+use crate::supervisor::confine::Limits;
 use crate::supervisor::request::{Prepared, refuse_spawn};
 use crate::supervisor::{Stay, Supervisor};
 
@@ -35,6 +37,8 @@ pub(in crate::supervisor) struct Started {
     pub(in crate::supervisor) commands: UnboundedSender<ToJob>,
     /// Its process id.
     pub(in crate::supervisor) pid: u32,
+    /// What its user should know about how it was started.
+    pub(in crate::supervisor) note: Option<String>,
 }
 
 /// Starts what was prepared. Blocks until the program executes or could not: half a millisecond,
@@ -48,6 +52,9 @@ pub(in crate::supervisor) fn start(
 ) -> Result<Started, Refused> {
     let no_pipe = |error: io::Error| no_resources(&error, WasStarted::No);
     let Pipes { ours, childs } = Pipes::new(spec).map_err(no_pipe)?;
+    let (user, log) = (&supervisor.user, supervisor.log);
+    let mut confined =
+        supervisor.cgroups.confine(prepared.mark_value(), Limits::default(), user, log);
     let request = SpawnRequest {
         program: &prepared.program,
         argv: &prepared.argv,
@@ -63,20 +70,26 @@ pub(in crate::supervisor) fn start(
     };
     // Before the start: a short program is half done when posix_spawn returns.
     let started = Instant::now();
-    let child = spawn(&request).map_err(|error| refuse(error, prepared))?;
+    let child = match confined.confinement() {
+        Some(confinement) => spawn_confined(&request, &confinement),
+        None => spawn(&request),
+    };
+    let child = child.map_err(|error| refuse(error, prepared))?;
     // The job must meet the end of its pipes when it has closed its own ends.
     drop(childs);
     let pid = u32::try_from(child.pid()).unwrap_or(0);
     let timeout_at = spec.timeout_ms.and_then(|ms| started.checked_add(Duration::from_millis(ms)));
     let grace = spec.kill_after_ms.map_or(GRACE, Duration::from_millis);
-    let ending = Ending::new(&child, prepared.mark.clone(), timeout_at, grace);
+    let group = confined.group();
+    let tree = Tree::new(child.tree_root(), &prepared.mark, group.clone());
+    let ending = Ending::new(tree, timeout_at, grace);
     let (commands, received) = unbounded_channel();
     let watch = ExitWatch::of(&child);
     let unwatched = watch.why_not();
     let Ours { outputs, input } = ours;
     let mut job = Box::new(Job {
         channel,
-        process: Process::Own { child, watch },
+        process: Process::Own { child, watch, group },
         outputs,
         input,
         started,
@@ -94,7 +107,7 @@ pub(in crate::supervisor) fn start(
         supervisor.log.error(&format!("job {}: it can't be watched: {error}", spec.job.as_str()));
         job.give_up();
     }
-    Ok(Started { job, commands, pid })
+    Ok(Started { job, commands, pid, note: confined.take_note() })
 }
 
 /// The pipes of a job that is about to be started. Ours are registered with the runtime before
