@@ -24,7 +24,7 @@ fn fault_35_whoever_hides_from_its_job_ends_with_it_where_there_is_a_cgroup() {
     host.wait_until_idle();
     let uid = geteuid().as_raw();
     host.run(["--", "true"]).output().success();
-    assert_eq!(cgroup.jobs(uid), [std::path::PathBuf::new(); 0]);
+    assert!(cgroup.jobs(uid).is_empty(), "{:?}", cgroup.jobs(uid));
     let supervisor = host.supervisor().unwrap().pid();
     assert!(cgroup.supervisors(uid).contains(&supervisor));
 }
