@@ -162,8 +162,6 @@ impl Command {
             None => random_id()?,
         };
         Ok(OpenSpec {
-            job,
-            command: self.what,
             session: self.session,
             cwd: self.cwd,
             env: self.env,
@@ -171,6 +169,7 @@ impl Command {
             stdin: self.stdin,
             timeout_ms: self.timeout.map(millis),
             kill_after_ms: self.kill_after.map(millis),
+            ..OpenSpec::new(job, self.what)
         })
     }
 }

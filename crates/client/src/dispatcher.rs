@@ -332,6 +332,7 @@ impl JobState {
         let reason = match error {
             OpenError::TooLong(_) => "too_long",
             OpenError::TooMany | OpenError::Exhausted => "too_many",
+            OpenError::DetachedStdin => "invalid",
             OpenError::Closed | OpenError::WrongRole => "session_ended",
         };
         self.not_sent(target, Phase::Authorize, reason, Error::Open(error));

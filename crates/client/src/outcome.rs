@@ -179,13 +179,20 @@ mod tests {
         sealer.update(b"abc");
         let seal = Seal {
             end,
-            receipt: Receipt { wall_us: 4200, user_us: 1000, sys_us: 1, max_rss_bytes: 3_500_000 },
+            receipt: Receipt {
+                wall_us: 4200,
+                user_us: 1000,
+                sys_us: 1,
+                max_rss_bytes: 3_500_000,
+                ..Receipt::default()
+            },
             streams: BTreeMap::from([
                 ("stdout".to_owned(), sealer.seal(true)),
                 ("stderr".to_owned(), Sealer::new().seal(true)),
             ]),
             streams_left_open: false,
             session_restarted: false,
+            detail: None,
         };
         let outcome = Outcome::bare("host", Some("j1"), Phase::Done, Started::Yes, End::Unknown);
         let mut outcome = outcome.with_seal(&seal);

@@ -82,7 +82,8 @@ pub fn control(kind: Kind, payload: &[u8]) -> Vec<u8> {
 /// The JOB_HELLO of either side.
 #[must_use]
 pub fn job_hello() -> Vec<u8> {
-    let hello = JobHello { version: 1, software: "raw".into(), features: Vec::new() };
+    let hello =
+        JobHello { version: 1, software: "raw".into(), features: Vec::new(), incarnation: None };
     control(Kind::JobHello, &json::to_vec(&hello))
 }
 
@@ -90,17 +91,7 @@ pub fn job_hello() -> Vec<u8> {
 #[must_use]
 pub fn spec(id: &str, argv: &[&str]) -> OpenSpec {
     let words = argv.iter().map(|word| ByteString::from(*word)).collect();
-    OpenSpec {
-        job: JobId::new(id).expect("the test's ids are ids"),
-        command: Command::Argv(words),
-        session: None,
-        cwd: None,
-        env: Vec::new(),
-        merge: false,
-        stdin: false,
-        timeout_ms: None,
-        kill_after_ms: None,
-    }
+    OpenSpec::new(JobId::new(id).expect("the test's ids are ids"), Command::Argv(words))
 }
 
 /// An OPEN in as many frames as it takes.

@@ -85,6 +85,7 @@ fn seal_of(end: &End, stdout: &[u8]) -> Seal {
         .into(),
         streams_left_open: false,
         session_restarted: false,
+        detail: None,
     }
 }
 
@@ -287,8 +288,13 @@ fn fault_86_absurd_numbers_in_an_outcome_are_only_numbers() {
     let victim = Victim::of(|server| {
         let channel = server.let_in();
         let opened = br#"{"job":"job","pid":4294967295,"started_at_us":9007199254740992}"#;
-        let receipt =
-            Receipt { wall_us: 1 << 53, user_us: 1 << 53, sys_us: 1 << 53, max_rss_bytes: 1 << 53 };
+        let receipt = Receipt {
+            wall_us: 1 << 53,
+            user_us: 1 << 53,
+            sys_us: 1 << 53,
+            max_rss_bytes: 1 << 53,
+            ..Receipt::default()
+        };
         let seal = Seal { receipt, ..seal_of(&EXITED, b"") };
         let report = ExitReport { end: EXITED, receipt };
         let frames = [

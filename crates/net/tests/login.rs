@@ -73,17 +73,8 @@ fn key() -> (Signer, Vec<u8>) {
 
 fn connection_with_open(clock: Clock) -> Connection {
     let mut connection = Connection::new(Role::Client, Config::default(), clock.now());
-    let spec = OpenSpec {
-        job: JobId::new("j").unwrap(),
-        command: Command::Argv(vec![ByteString::from("true")]),
-        session: None,
-        cwd: None,
-        env: Vec::new(),
-        merge: false,
-        stdin: false,
-        timeout_ms: None,
-        kill_after_ms: None,
-    };
+    let command = Command::Argv(vec![ByteString::from("true")]);
+    let spec = OpenSpec::new(JobId::new("j").unwrap(), command);
     connection.open(&spec).unwrap();
     connection
 }

@@ -69,6 +69,14 @@ pub enum Kind {
     Attach = 0x21,
     /// The offsets at which the job's streams go on, and the gaps before them.
     Attached = 0x22,
+    /// A stream goes on at a later offset: what is between is not there any more.
+    Gap = 0x23,
+    /// The client leaves a channel; its job goes on.
+    Detach = 0x24,
+    /// Asks about jobs.
+    Query = 0x25,
+    /// The answer to a [`Kind::Query`]; the last word of its channel.
+    Answer = 0x26,
 }
 
 /// Kinds from here on are skipped by who does not know them (`W-2.5`).
@@ -79,7 +87,7 @@ pub const FLAG_MORE: u8 = 0x01;
 
 impl Kind {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 32] = [
         Self::Hello,
         Self::AuthQuery,
         Self::AuthQueryResult,
@@ -108,6 +116,10 @@ impl Kind {
         Self::Pong,
         Self::Attach,
         Self::Attached,
+        Self::Gap,
+        Self::Detach,
+        Self::Query,
+        Self::Answer,
     ];
 
     /// The number on the wire.
@@ -126,7 +138,7 @@ impl Kind {
     #[must_use]
     const fn flags_allowed(self) -> u8 {
         match self {
-            Self::Data | Self::End | Self::Window | Self::Ack | Self::Stop => 0x03,
+            Self::Data | Self::End | Self::Window | Self::Ack | Self::Stop | Self::Gap => 0x03,
             Self::Open => FLAG_MORE,
             _ => 0,
         }

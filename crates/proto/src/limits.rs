@@ -103,6 +103,22 @@ pub const JOB_ID_CHARS_MAX: usize = 64;
 /// Characters of a session's name (`W-9.22`).
 pub const SESSION_NAME_CHARS_MAX: usize = 64;
 
+/// Dropped ranges that a seal names for each stream (`W-9.26`); beyond it, neighbours become one.
+pub const GAPS_MAX: usize = 256;
+
+/// Bytes of the jobs on a page of the list (`W-9.27`): the frame's limit, less what is around them.
+pub const ANSWER_BYTES_MAX: usize = CONTROL_PAYLOAD_BYTES_MAX as usize - 1024;
+
+/// Bytes of a command that a list shows (`W-9.27`).
+pub const COMMAND_SHOWN_BYTES_MAX: usize = 1024;
+
+/// Bytes of a working directory that a list shows (`W-9.27`).
+pub const CWD_SHOWN_BYTES_MAX: usize = 4096;
+
+/// For how long a frame that nobody waits for is held back, so that it leaves together with others
+/// (`W-5.12`).
+pub const LAZY_DELAY: Duration = Duration::from_millis(20);
+
 /// Bytes of the name of the signal that ended a process (`W-7.2`).
 pub const SIGNAL_NAME_BYTES_MAX: usize = 32;
 

@@ -154,6 +154,12 @@ pub enum RefusalReason {
     NoSuchJob,
     /// An offset beyond what the job has produced.
     BeyondEnd,
+    /// Perhaps it was started, and forgotten: the journal can't tell (`J-1.6`).
+    Unknown,
+    /// The beginning of more than one id.
+    Ambiguous,
+    /// What is asked for can only be done with a job that has ended.
+    Running,
     /// The server can't do this.
     Unsupported,
     /// A reason that a later version names.
@@ -179,6 +185,9 @@ impl RefusalReason {
             Self::Conflict => "conflict",
             Self::NoSuchJob => "no_such_job",
             Self::BeyondEnd => "beyond_end",
+            Self::Unknown => "unknown",
+            Self::Ambiguous => "ambiguous",
+            Self::Running => "running",
             Self::Unsupported => "unsupported",
             Self::Other => "other",
         }
@@ -197,6 +206,12 @@ pub struct Receipt {
     /// Largest resident set, in bytes; of a small program this can be the supervisor's own
     /// (getrusage(2): the value is inherited over exec).
     pub max_rss_bytes: u64,
+    /// Bytes read from storage, where the kernel tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_bytes: Option<u64>,
+    /// Bytes written to storage, where the kernel tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_bytes: Option<u64>,
 }
 
 /// The end of a process, told as soon as it is known.
@@ -218,7 +233,8 @@ pub struct StreamSeal {
     pub blake3: Vec<u8>,
     /// Whether the stream ended by itself; false if it was stopped or left open.
     pub complete: bool,
-    /// Ranges that were dropped, as (first offset, offset after the last), in order.
+    /// Ranges that were dropped, as (first offset, offset after the last), in order; at most
+    /// [`GAPS_MAX`](crate::limits::GAPS_MAX).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gaps: Vec<(u64, u64)>,
 }
@@ -238,4 +254,18 @@ pub struct Seal {
     /// so that what the session's earlier commands had set is lost (`W-7.6`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub session_restarted: bool,
+    /// Why the server ended it, where `end` does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<SealDetail>,
+}
+
+/// What a [`Seal`] says beside the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SealDetail {
+    /// The job was ended because its output was over the quota (`J-3.2`).
+    OutputQuota,
+    /// What a later version names.
+    #[serde(other)]
+    Other,
 }

@@ -102,7 +102,8 @@ mod tests {
             parse(&line(&JobEvent::OutputEnd(Stream::Stdout))),
             json!({"event": "end", "stream": "stdout"})
         );
-        let receipt = Receipt { wall_us: 2, user_us: 1, sys_us: 0, max_rss_bytes: 9 };
+        let receipt =
+            Receipt { wall_us: 2, user_us: 1, sys_us: 0, max_rss_bytes: 9, ..Receipt::default() };
         let report = ExitReport { end: End::Exited { code: 3 }, receipt };
         assert_eq!(
             parse(&line(&JobEvent::Exit(report))),

@@ -85,6 +85,7 @@ impl Peer {
             streams,
             streams_left_open: false,
             session_restarted: false,
+            detail: None,
         };
         self.channel(id).seal(&seal);
     }
@@ -234,7 +235,8 @@ async fn fault_88_an_outcome_for_a_job_that_was_never_started_is_refused() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let (session, _) = Session::spawn(driver(ours, Role::Client), "host", None);
     let job = start(&session);
-    let hello = JobHello { version: 1, software: String::new(), features: Vec::new() };
+    let hello =
+        JobHello { version: 1, software: String::new(), features: Vec::new(), incarnation: None };
     let hello = Frame::control(Kind::JobHello, afar_proto::json::to_vec(&hello));
     let report = ExitReport { end: End::Exited { code: 0 }, receipt: Receipt::default() };
     let mut exit = Frame::control(Kind::Exit, afar_proto::json::to_vec(&report));

@@ -1,14 +1,17 @@
 //! One channel: the state of its streams, and the handle through which commands are given.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::{ChannelId, Connection, Event, ResumeStream, Role, Stream};
 use crate::frame::{Frame, Kind};
 use crate::json;
-use crate::limits::{CHANNEL_QUEUE_BYTES_MAX, DATA_BYTES_SENT_MAX, QUEUED_PIECE_BYTES};
-use crate::message::{Attached, JobId, Opened, Refused, Reset, Resize, Signal, bounded_message};
+use crate::limits::{CHANNEL_QUEUE_BYTES_MAX, DATA_BYTES_SENT_MAX, LAZY_DELAY, QUEUED_PIECE_BYTES};
+use crate::message::{
+    Answer, Attached, JobId, Opened, Refused, Reset, Resize, Signal, bounded_message,
+};
 use crate::outcome::{End, ExitReport, Seal};
 use crate::seal::Sealer;
 
@@ -27,6 +30,9 @@ pub(super) struct SendStream {
     pub(super) stopped: bool,
     /// Whether the application was told that nothing can be written and waits for an event.
     pub(super) waiting: bool,
+    /// The stream goes on at `offset`, which the peer has still to be told: with the next data, or
+    /// the end, so that gaps side by side are one.
+    pub(super) gap: bool,
 }
 
 /// A stream that this side receives.
@@ -42,6 +48,10 @@ pub(super) struct RecvStream {
     pub(super) stopped: bool,
     /// `Some` iff every byte since offset 0 was seen.
     pub(super) sealer: Option<Sealer>,
+    /// Gaps that lie between `consumed` and `offset`, in order.
+    pub(super) gaps: VecDeque<Range<u64>>,
+    /// Whether a gap is the last thing that came.
+    pub(super) behind_gap: bool,
 }
 
 impl SendStream {
@@ -54,7 +64,55 @@ impl SendStream {
 impl RecvStream {
     pub(super) fn new(resume: ResumeStream) -> Self {
         let ResumeStream { offset, sealer } = resume;
-        Self { offset, granted: offset, consumed: offset, ended: false, stopped: false, sealer }
+        Self {
+            offset,
+            granted: offset,
+            consumed: offset,
+            ended: false,
+            stopped: false,
+            sealer,
+            gaps: VecDeque::new(),
+            behind_gap: false,
+        }
+    }
+
+    /// The stream goes on at `to`, and its credit with it.
+    pub(super) fn skip_to(&mut self, to: u64) {
+        let from = self.offset;
+        self.granted = to.saturating_add(self.granted.saturating_sub(from));
+        self.offset = to;
+        self.sealer = None;
+        self.behind_gap = true;
+        self.gaps.push_back(from..to);
+        self.pass_gaps();
+    }
+
+    /// The application has brought `bytes` more to their destination.
+    pub(super) fn advance(&mut self, bytes: u64) {
+        let mut left = bytes;
+        while left > 0 {
+            let until = self.gaps.front().map_or(self.offset, |gap| gap.start);
+            let step = left.min(until.saturating_sub(self.consumed));
+            if step == 0 {
+                break;
+            }
+            self.consumed = self.consumed.saturating_add(step);
+            left = left.saturating_sub(step);
+            self.pass_gaps();
+        }
+    }
+
+    /// Nobody has to consume what is not there.
+    fn pass_gaps(&mut self) {
+        while let Some(gap) = self.gaps.pop_front_if(|gap| gap.start <= self.consumed) {
+            self.consumed = gap.end;
+        }
+    }
+
+    /// Credit to grant so that a whole window is open again.
+    pub(super) fn credit_due(&self, window: u64) -> u64 {
+        let missing: u64 = self.gaps.iter().map(|gap| gap.end.saturating_sub(gap.start)).sum();
+        self.consumed.saturating_add(missing).saturating_add(window).saturating_sub(self.granted)
     }
 }
 
@@ -62,6 +120,7 @@ impl RecvStream {
 #[derive(Debug)]
 pub(super) enum Queued {
     Data { stream: Stream, offset: u64, clock_us: u64, bytes: Bytes },
+    Gap { stream: Stream, offset: u64 },
     End { stream: Stream, offset: u64 },
 }
 
@@ -73,6 +132,19 @@ pub(super) enum Stage {
     Running,
     /// The exit was told.
     Exited,
+    /// Server: the seal has left, and was not confirmed.
+    Sealed,
+}
+
+/// What a channel was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// A job to start; a detached one is left with the answer.
+    Open { detach: bool },
+    /// A job that exists; whether to stay with it.
+    Attach { follow: bool },
+    /// An answer.
+    Query,
 }
 
 #[derive(Debug)]
@@ -87,11 +159,9 @@ pub(super) struct ChannelState {
     pub(super) tail: Option<Frame>,
     /// Whether one of the outbox's rings holds this channel.
     pub(super) scheduled: bool,
-    /// Client: whether this channel was asked for by ATTACH. Server: whether it is to be answered
-    /// by ATTACHED.
-    pub(super) attaching: bool,
-    /// Client: the job that was asked for by OPEN.
-    pub(super) job: Option<JobId>,
+    pub(super) asked: Asked,
+    /// Client: the job that was asked for, and whether that is the beginning of an id only.
+    pub(super) job: Option<(JobId, bool)>,
     /// Client: how the process has ended, by its EXIT.
     pub(super) end: Option<End>,
     /// Server: whether the client will send stdin.
@@ -100,7 +170,7 @@ pub(super) struct ChannelState {
 }
 
 impl ChannelState {
-    pub(super) fn new(window_bytes: u32) -> Self {
+    pub(super) fn new(asked: Asked, window_bytes: u32) -> Self {
         Self {
             stage: Stage::Opening,
             send: BTreeMap::new(),
@@ -109,7 +179,7 @@ impl ChannelState {
             queued_bytes: 0,
             tail: None,
             scheduled: false,
-            attaching: false,
+            asked,
             job: None,
             end: None,
             wants_stdin: false,
@@ -120,11 +190,21 @@ impl ChannelState {
     /// Bytes that `stream` takes now.
     pub(super) fn writable(&self, stream: Stream) -> u64 {
         let Some(send) = self.send.get(&stream) else { return 0 };
-        if send.finished || self.stage == Stage::Opening {
+        if send.finished || matches!(self.stage, Stage::Opening | Stage::Sealed) {
             return 0;
         }
         let credit = send.limit.saturating_sub(send.offset);
         credit.min(CHANNEL_QUEUE_BYTES_MAX.saturating_sub(self.queued_bytes))
+    }
+
+    /// Queues the gap that the peer has to be told of before anything else of `stream`.
+    fn queue_gap(&mut self, stream: Stream) {
+        if let Some(send) = self.send.get_mut(&stream)
+            && std::mem::take(&mut send.gap)
+        {
+            self.queued_bytes = self.queued_bytes.saturating_add(QUEUED_PIECE_BYTES);
+            self.queue.push_back(Queued::Gap { stream, offset: send.offset });
+        }
     }
 
     /// Reports the streams that wait and take bytes again.
@@ -140,6 +220,11 @@ impl ChannelState {
             }
         }
     }
+}
+
+/// A frame of a channel that says all by its kind.
+pub(super) fn empty_frame(kind: Kind, channel: u32) -> Frame {
+    Frame { kind, flags: 0, channel, payload: Bytes::new() }
 }
 
 /// Why bytes were not taken.
@@ -210,6 +295,10 @@ impl Channel<'_> {
         if bytes.len() as u64 > send.limit.saturating_sub(send.offset) {
             return Err(WriteError::Blocked);
         }
+        if !bytes.is_empty() {
+            state.queue_gap(stream);
+        }
+        let Some(send) = state.send.get_mut(&stream) else { return Err(WriteError::NotOpen) };
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(DATA_BYTES_SENT_MAX));
             let offset = send.offset;
@@ -223,6 +312,24 @@ impl Channel<'_> {
         Ok(())
     }
 
+    /// Server: `stream` goes on at `offset`, because the bytes before it are not there any more. The
+    /// credit that is left is for the bytes from there on. An offset that is not ahead does nothing.
+    pub fn gap(&mut self, stream: Stream, offset: u64) {
+        if self.connection.role != Role::Server {
+            return;
+        }
+        let Some(state) = self.state().filter(|state| state.stage != Stage::Opening) else {
+            return;
+        };
+        let Some(send) = state.send.get_mut(&stream).filter(|send| !send.finished) else { return };
+        if offset > send.offset {
+            let credit = send.limit.saturating_sub(send.offset);
+            send.offset = offset;
+            send.limit = offset.saturating_add(credit);
+            send.gap = true;
+        }
+    }
+
     /// Ends `stream` behind what is queued. A second call does nothing. Before the channel is
     /// answered, the end waits for the answer.
     pub fn finish(&mut self, stream: Stream) {
@@ -231,6 +338,7 @@ impl Channel<'_> {
         let Some(send) = state.send.get_mut(&stream).filter(|send| !send.finished) else { return };
         send.finished = true;
         let offset = send.offset;
+        state.queue_gap(stream);
         state.queue.push_back(Queued::End { stream, offset });
         self.connection.outbox.schedule(id, &mut self.connection.channels);
     }
@@ -247,11 +355,11 @@ impl Channel<'_> {
         }
         let window = u64::from(state.window_bytes);
         let Some(recv) = state.recv.get_mut(&stream) else { return };
-        recv.consumed = recv.consumed.saturating_add(bytes as u64).min(recv.offset);
+        recv.advance(bytes as u64);
         if recv.ended || recv.stopped {
             return;
         }
-        let increment = recv.consumed.saturating_add(window).saturating_sub(recv.granted);
+        let increment = recv.credit_due(window);
         if increment > 0 && increment >= window / 4 {
             recv.granted = recv.granted.saturating_add(increment);
             let consumed = recv.consumed;
@@ -287,39 +395,57 @@ impl Channel<'_> {
         }
     }
 
+    /// Client: leaves the channel; the job goes on.
+    pub fn detach(self) {
+        if self.connection.role == Role::Server {
+            return;
+        }
+        self.connection.outbox.push_control(&empty_frame(Kind::Detach, self.id.0));
+        self.connection.close_channel(self.id.0);
+    }
+
     /// Client: gives the channel up. A job that still runs is cancelled by the server. A server
     /// says [`Channel::reset`].
     pub fn close(self) {
         if self.connection.role == Role::Server {
             return;
         }
-        let frame =
-            Frame { kind: Kind::Close, flags: 0, channel: self.id.0, payload: Bytes::new() };
-        self.connection.outbox.push_control(&frame);
+        self.connection.outbox.push_control(&empty_frame(Kind::Close, self.id.0));
         self.connection.close_channel(self.id.0);
     }
 
-    /// Server: the job was started. Credit for stdin is granted if the client sends any.
+    /// Server: the job was started. Credit for stdin is granted if the client sends any. A channel
+    /// whose client wanted to detach is closed by this.
     pub fn accept(&mut self, opened: &Opened) {
         let id = self.id.0;
-        let Some(state) = self.asked().filter(|state| !state.attaching) else { return };
+        let Some(state) = self.asked() else { return };
+        let Asked::Open { detach } = state.asked else { return };
         state.stage = Stage::Running;
         let wants_stdin = state.wants_stdin;
         self.push_json(Kind::Opened, json::to_vec(opened));
+        if detach {
+            return self.connection.close_channel(id);
+        }
         self.connection.answered(id);
         if wants_stdin {
             self.connection.grant_initial(id, Stream::Stdin);
         }
     }
 
-    /// Server: the job's streams go on at these offsets.
+    /// Server: the job's streams go on at these offsets. Answers an OPEN too, of a job that exists.
     pub fn accept_attach(&mut self, attached: &Attached) {
         let id = self.id.0;
-        let Some(state) = self.asked().filter(|state| state.attaching) else { return };
+        let Some(state) = self.asked().filter(|state| state.asked != Asked::Query) else { return };
+        if state.asked == (Asked::Open { detach: true }) {
+            self.push_json(Kind::Attached, json::to_vec(attached));
+            return self.connection.close_channel(id);
+        }
         state.stage = Stage::Running;
+        state.send.retain(|stream, _| attached.streams.contains_key(stream.name()));
+        state.recv.clear();
         for stream in Stream::OUTPUTS {
             let Some(from) = attached.streams.get(stream.name()) else { continue };
-            let send = state.send.entry(stream).or_default();
+            let Some(send) = state.send.get_mut(&stream) else { continue };
             // Credit that came with the ATTACH counts from the offset at which the stream goes on.
             let limit = from.offset.saturating_add(send.limit);
             *send = SendStream { limit, waiting: send.waiting, ..SendStream::at(from.offset) };
@@ -346,6 +472,26 @@ impl Channel<'_> {
         self.connection.close_channel(self.id.0);
     }
 
+    /// Server: answers a query, or ends an attachment that does not follow: its streams end behind
+    /// what is queued. Closes the channel.
+    pub fn answer(mut self, answer: &Answer) {
+        let id = self.id.0;
+        if self.connection.role != Role::Server {
+            return;
+        }
+        let Some(state) = self.state() else { return };
+        let payload = json::to_vec(answer).into();
+        let frame = Frame { kind: Kind::Answer, flags: 0, channel: id, payload };
+        match (state.asked, state.stage) {
+            (Asked::Query, _) => {
+                self.connection.outbox.push_control(&frame);
+                self.connection.close_channel(id);
+            }
+            (Asked::Attach { follow: false }, Stage::Running) => self.finish_with(frame),
+            _ => {}
+        }
+    }
+
     /// Server: the process has ended; told at once, ahead of output that is queued (`W-7.2`).
     pub fn exit(&mut self, report: &ExitReport) {
         let Some(state) = self.state().filter(|state| state.stage == Stage::Running) else {
@@ -355,19 +501,26 @@ impl Channel<'_> {
         self.push_json(Kind::Exit, json::to_vec(report));
     }
 
-    /// Server: the last word. It leaves behind everything that is queued, and closes the channel.
-    /// Streams that were not finished end here. Does nothing before [`Channel::exit`].
+    /// Server: the last word. It leaves behind everything that is queued; streams that were not
+    /// finished end here. [`Event::Confirmed`] follows, and closes the channel. Does nothing before
+    /// [`Channel::exit`].
     pub fn seal(mut self, seal: &Seal) {
         let id = self.id.0;
         let payload = json::to_vec(seal).into();
         if self.state().is_none_or(|state| state.stage != Stage::Exited) {
             return;
         }
+        self.finish_with(Frame { kind: Kind::Seal, flags: 0, channel: id, payload });
+    }
+
+    /// Ends what is open and lets this frame leave behind it.
+    fn finish_with(&mut self, tail: Frame) {
         for stream in Stream::OUTPUTS {
             self.finish(stream);
         }
-        let Some(state) = self.state() else { return };
-        state.tail = Some(Frame { kind: Kind::Seal, flags: 0, channel: id, payload });
+        let id = self.id.0;
+        let Some(state) = self.state().filter(|state| state.tail.is_none()) else { return };
+        state.tail = Some(tail);
         self.connection.outbox.schedule(id, &mut self.connection.channels);
     }
 
@@ -386,6 +539,12 @@ impl Connection {
         if let Some(state) = self.channels.get_mut(&id) {
             state.wake(id, &mut self.events);
         }
+    }
+
+    /// Client: queues a frame that nobody waits for (`W-5.12`).
+    pub(super) fn push_lazy(&mut self, frame: &Frame) {
+        self.outbox.push_lazy(frame);
+        self.lazy_due.get_or_insert_with(|| self.last_input.after(LAZY_DELAY));
     }
 
     pub(super) fn send_reset(&mut self, id: u32, message: &str) {

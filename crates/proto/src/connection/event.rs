@@ -6,7 +6,9 @@ use bytes::Bytes;
 use super::{Channel, Connection};
 use super::{ChannelId, Stream};
 use crate::error::ConnectionError;
-use crate::message::{Attach, Attached, JobHello, OpenSpec, Opened, Refused, Resize, Signal};
+use crate::message::{
+    Answer, Attach, Attached, JobHello, OpenSpec, Opened, Query, Refused, Resize, Signal,
+};
 use crate::outcome::{ExitReport, Seal};
 
 /// What has happened.
@@ -29,14 +31,30 @@ pub enum Event {
         /// The job and the offsets.
         attach: Attach,
     },
-    /// Client: the job was started.
+    /// Server: a question, or a wish. Answer with [`Channel::answer`] or [`Channel::refuse`].
+    Query {
+        /// The new channel.
+        channel: ChannelId,
+        /// What is asked.
+        query: Query,
+    },
+    /// Client: the answer to a query, or the end of an attachment that does not follow; the channel
+    /// is closed.
+    Answer {
+        /// The channel.
+        channel: ChannelId,
+        /// The answer.
+        answer: Box<Answer>,
+    },
+    /// Client: the job was started. If it was to be detached, the channel is closed.
     Opened {
         /// The channel.
         channel: ChannelId,
         /// What the server says of it.
         opened: Opened,
     },
-    /// Client: the job's streams go on at these offsets.
+    /// Client: the job's streams go on at these offsets. The answer to an OPEN too, if the job exists
+    /// already; if that was to be detached, the channel is closed.
     Attached {
         /// The channel.
         channel: ChannelId,
@@ -62,6 +80,17 @@ pub enum Event {
         clock_us: u64,
         /// The bytes; never empty.
         bytes: Bytes,
+    },
+    /// Client: the stream goes on at `to`; the bytes between are not there any more.
+    Gap {
+        /// The channel.
+        channel: ChannelId,
+        /// The stream.
+        stream: Stream,
+        /// Offset of the first byte that is missing.
+        from: u64,
+        /// Offset of the next byte that will come.
+        to: u64,
     },
     /// A stream has ended.
     End {
@@ -122,6 +151,17 @@ pub enum Event {
         seal: Box<Seal>,
         /// Whether that is what arrived.
         verdict: Verdict,
+    },
+    /// Server: the client has got the seal; the channel is closed.
+    Confirmed {
+        /// The channel.
+        channel: ChannelId,
+    },
+    /// Server: the client has left the channel, and the job goes on. Clean up, then call
+    /// [`Connection::release`].
+    Detached {
+        /// The channel.
+        channel: ChannelId,
     },
     /// Server: the client has given the channel up, or broken it (then [`Event::Failed`] came
     /// before). Clean up, then call [`Connection::release`].

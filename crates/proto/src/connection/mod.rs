@@ -1,5 +1,6 @@
 //! The job part of a connection: many jobs over one stream of bytes, for both roles (`W-5`–`W-8`).
 
+mod answer;
 mod channel;
 mod event;
 mod receive;
@@ -17,12 +18,14 @@ use crate::limits::{
     CHANNELS_MAX, CONTROL_PAYLOAD_BYTES_MAX, JOB_HELLO_DEADLINE, KEEPALIVE_INTERVAL,
     KEEPALIVE_TIMEOUT, LATE_FRAMES_MAX, OPEN_BYTES_MAX, WINDOW_BYTES_INITIAL, WINDOW_BYTES_MAX,
 };
-use crate::message::{Attach, Goodbye, GoodbyeCode, JobHello, OpenSpec, bounded_message};
+use crate::message::{
+    Attach, Goodbye, GoodbyeCode, Incarnation, JobHello, OpenSpec, Query, bounded_message,
+};
 use crate::seal::Sealer;
 use crate::time::Instant;
 
+use channel::{Asked, ChannelState, RecvStream, SendStream};
 pub use channel::{Channel, WriteError};
-use channel::{ChannelState, RecvStream, SendStream};
 pub use event::{Event, Verdict};
 use transmit::Outbox;
 
@@ -108,6 +111,8 @@ pub struct Config {
     pub software: String,
     /// Names of optional features, told to the peer.
     pub features: Vec<String>,
+    /// Server: which life of its supervisor this is, told to the client.
+    pub incarnation: Option<Incarnation>,
     /// The first channel id, an odd number. Tests begin near the last one.
     pub first_channel: u32,
 }
@@ -120,6 +125,7 @@ impl Default for Config {
             keepalive_timeout: KEEPALIVE_TIMEOUT,
             software: concat!("afar/", env!("CARGO_PKG_VERSION")).to_owned(),
             features: Vec::new(),
+            incarnation: None,
             first_channel: 1,
         }
     }
@@ -143,6 +149,9 @@ pub enum OpenError {
     /// Only a client opens channels.
     #[error("only a client opens channels")]
     WrongRole,
+    /// A detached job has nobody who sends its stdin.
+    #[error("a command can't be detached and be sent stdin")]
+    DetachedStdin,
 }
 
 /// An output stream that a client has a part of already (see [`Connection::attach`]).
@@ -191,6 +200,8 @@ pub struct Connection {
     last_input: Instant,
     ping_sent: bool,
     hello_deadline: Instant,
+    /// Client: when the frames that nobody waits for leave by themselves.
+    lazy_due: Option<Instant>,
     close_reported: bool,
 }
 
@@ -204,6 +215,7 @@ impl Connection {
             version: JOB_VERSION,
             software: config.software.clone(),
             features: config.features.clone(),
+            incarnation: config.incarnation.clone(),
         };
         let mut outbox = Outbox::default();
         outbox.push_control(&Frame::control(Kind::JobHello, json::to_vec(&hello)));
@@ -223,6 +235,7 @@ impl Connection {
             last_input: now,
             ping_sent: false,
             hello_deadline: now.after(JOB_HELLO_DEADLINE),
+            lazy_due: None,
             close_reported: false,
             config,
         }
@@ -274,6 +287,10 @@ impl Connection {
             let token = now.as_micros().to_be_bytes();
             self.outbox.push_control(&Frame::control(Kind::Ping, token.to_vec()));
         }
+        if self.lazy_due.is_some_and(|due| now >= due) {
+            self.lazy_due = None;
+            self.outbox.hurry();
+        }
     }
 
     // Commands.
@@ -283,6 +300,9 @@ impl Connection {
     /// # Errors
     /// See [`OpenError`]; nothing was sent then.
     pub fn open(&mut self, spec: &OpenSpec) -> Result<ChannelId, OpenError> {
+        if spec.detach && spec.stdin {
+            return Err(OpenError::DetachedStdin);
+        }
         let payload = json::to_vec(spec);
         if payload.len() > OPEN_BYTES_MAX {
             return Err(OpenError::TooLong(payload.len()));
@@ -299,12 +319,14 @@ impl Connection {
             at = end;
         }
         let fresh = ResumeStream { offset: 0, sealer: Some(Sealer::new()) };
-        let mut state = ChannelState::new(self.config.window_bytes);
-        state.job = Some(spec.job.clone());
+        let asked = Asked::Open { detach: spec.detach };
+        let mut state = ChannelState::new(asked, self.config.window_bytes);
+        state.job = Some((spec.job.clone(), false));
         if spec.stdin {
             state.send.insert(Stream::Stdin, SendStream::default());
         }
-        for stream in Stream::OUTPUTS {
+        // Who leaves with the answer takes no output, and grants none.
+        for stream in Stream::OUTPUTS.into_iter().filter(|_| !spec.detach) {
             state.recv.insert(stream, RecvStream::new(fresh.clone()));
         }
         self.insert_with_credit(id, state);
@@ -323,12 +345,29 @@ impl Connection {
         let id = self.next_id()?;
         let payload = Bytes::from(json::to_vec(attach));
         self.outbox.push_opening(&Frame { kind: Kind::Attach, flags: 0, channel: id, payload });
-        let mut state = ChannelState::new(self.config.window_bytes);
-        state.attaching = true;
+        let asked = Asked::Attach { follow: attach.follow };
+        let mut state = ChannelState::new(asked, self.config.window_bytes);
+        state.job = Some((attach.job.clone(), attach.prefix));
         for (stream, resume) in streams {
             state.recv.insert(stream, RecvStream::new(resume));
         }
         self.insert_with_credit(id, state);
+        Ok(ChannelId(id))
+    }
+
+    /// Client: asks about jobs, or for something that needs no channel of the job's own.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing was sent then.
+    pub fn query(&mut self, query: &Query) -> Result<ChannelId, OpenError> {
+        let payload = json::to_vec(query);
+        if payload.len() > CONTROL_PAYLOAD_BYTES_MAX as usize {
+            return Err(OpenError::TooLong(payload.len()));
+        }
+        let id = self.next_id()?;
+        let payload = Bytes::from(payload);
+        self.outbox.push_opening(&Frame { kind: Kind::Query, flags: 0, channel: id, payload });
+        self.channels.insert(id, ChannelState::new(Asked::Query, self.config.window_bytes));
         Ok(ChannelId(id))
     }
 
@@ -362,6 +401,9 @@ impl Connection {
     /// something more urgent, what is in `out` can not.
     pub fn poll_transmit(&mut self, out: &mut VecDeque<Bytes>, budget_bytes: usize) -> usize {
         let sent = self.outbox.transmit(&mut self.channels, out, budget_bytes, &mut self.events);
+        if !self.outbox.has_lazy() {
+            self.lazy_due = None;
+        }
         if self.draining && self.state != State::Closed && self.channels.is_empty() {
             self.close(GoodbyeCode::Done, "");
             return sent.saturating_add(self.outbox.transmit(
@@ -387,10 +429,8 @@ impl Connection {
             _ if self.ping_sent => self.last_input.after(self.config.keepalive_timeout),
             _ => self.last_input.after(self.config.keepalive_interval),
         };
-        if self.state == State::ExpectHello {
-            return Some(silence.min(self.hello_deadline));
-        }
-        Some(silence)
+        let hello = (self.state == State::ExpectHello).then_some(self.hello_deadline);
+        [Some(silence), hello, self.lazy_due].into_iter().flatten().min()
     }
 
     /// Whether the connection has ended; what is queued can still be transmitted.

@@ -3,30 +3,26 @@
 use bytes::{Buf, Bytes};
 use serde::de::DeserializeOwned;
 
-use super::channel::{ChannelState, RecvStream, SendStream, Stage};
-use super::{
-    ChannelId, Connection, Event, JOB_VERSION, ResumeStream, Role, State, Stream, Verdict,
-};
+use super::channel::{Asked, ChannelState, RecvStream, SendStream, Stage};
+use super::{ChannelId, Connection, Event, JOB_VERSION, ResumeStream, Role, State, Stream};
 use crate::error::{ConnectionError, Misbehaviour};
 use crate::frame::{FLAG_MORE, Frame, Kind};
 use crate::json;
 use crate::limits::{
     CHANNELS_ABANDONED_MAX, CHANNELS_MAX, CONTROL_QUEUE_BYTES_MAX, EMPTY_FRAMES_MAX,
-    OPEN_BYTES_MAX, PONGS_QUEUED_MAX, SIGNAL_NAME_BYTES_MAX, WINDOW_BYTES_MAX,
+    OPEN_BYTES_MAX, PONGS_QUEUED_MAX, WINDOW_BYTES_MAX,
 };
-use crate::message::{
-    Attach, Attached, Goodbye, GoodbyeCode, JobHello, OpenSpec, Opened, Refused, Reset,
-};
-use crate::outcome::{End, ExitReport, Phase, RefusalReason, Seal, Started};
+use crate::message::{Goodbye, GoodbyeCode, JobHello, Refused, Reset};
+use crate::outcome::{Phase, RefusalReason, Started};
 
-type Handled = Result<(), Misbehaviour>;
+pub(super) type Handled = Result<(), Misbehaviour>;
 
-fn parse<T: DeserializeOwned>(frame: &Frame) -> Result<T, Misbehaviour> {
+pub(super) fn parse<T: DeserializeOwned>(frame: &Frame) -> Result<T, Misbehaviour> {
     json::from_slice(&frame.payload)
         .map_err(|error| Misbehaviour::MalformedJson { kind: frame.kind, error })
 }
 
-fn malformed(frame: &Frame, what: &'static str) -> Misbehaviour {
+pub(super) fn malformed(frame: &Frame, what: &'static str) -> Misbehaviour {
     Misbehaviour::Malformed { kind: frame.kind, what }
 }
 
@@ -54,11 +50,21 @@ impl Connection {
             Kind::Ping => self.handle_ping(frame),
             Kind::Pong if frame.payload.len() == 8 => Ok(()),
             Kind::Pong => Err(malformed(frame, "a PONG carries eight bytes")),
-            Kind::Open | Kind::Attach if self.role == Role::Server => self.handle_open(frame),
-            Kind::Signal | Kind::Resize | Kind::Close if self.role == Role::Server => {
+            Kind::Open | Kind::Attach | Kind::Query if self.role == Role::Server => {
+                self.handle_open(frame)
+            }
+            Kind::Signal | Kind::Resize | Kind::Close | Kind::Detach
+                if self.role == Role::Server =>
+            {
                 self.handle_channel_frame(frame)
             }
-            Kind::Opened | Kind::Attached | Kind::Refused | Kind::Exit | Kind::Seal
+            Kind::Opened
+            | Kind::Attached
+            | Kind::Refused
+            | Kind::Exit
+            | Kind::Seal
+            | Kind::Gap
+            | Kind::Answer
                 if self.role == Role::Client =>
             {
                 self.handle_channel_frame(frame)
@@ -133,37 +139,50 @@ impl Connection {
             self.refuse_unopened(id, RefusalReason::TooMany, "too many commands at once");
             return Ok(());
         }
-        let state = ChannelState::new(self.config.window_bytes);
-        let event = if frame.kind == Kind::Attach {
-            json::from_slice::<Attach>(&payload)
-                .map(|attach| Event::Attach { channel: ChannelId(id), attach })
-        } else {
-            json::from_slice::<OpenSpec>(&payload)
-                .map(|spec| Event::Open { channel: ChannelId(id), spec: Box::new(spec) })
+        let channel = ChannelId(id);
+        let event = match frame.kind {
+            Kind::Attach => {
+                json::from_slice(&payload).map(|attach| Event::Attach { channel, attach })
+            }
+            Kind::Query => json::from_slice(&payload).map(|query| Event::Query { channel, query }),
+            _ => {
+                json::from_slice(&payload).map(|spec| Event::Open { channel, spec: Box::new(spec) })
+            }
         };
         match event {
             // A bad request is refused; the connection and its other jobs go on (`W-5.4`).
             Err(error) => {
                 self.refuse_unopened(id, RefusalReason::Invalid, &format!("bad request: {error}"));
             }
-            Ok(event) => self.insert_opening(id, state, event),
+            Ok(event) => self.insert_opening(id, event),
         }
         Ok(())
     }
 
-    fn insert_opening(&mut self, id: u32, mut state: ChannelState, event: Event) {
-        for stream in Stream::OUTPUTS {
+    fn insert_opening(&mut self, id: u32, event: Event) {
+        let (asked, outputs) = match &event {
+            Event::Open { spec, .. } => {
+                let outputs = if spec.detach { Vec::new() } else { Stream::OUTPUTS.to_vec() };
+                (Asked::Open { detach: spec.detach }, outputs)
+            }
+            Event::Attach { attach, .. } => {
+                let wanted = |stream: &Stream| attach.streams.contains_key(stream.name());
+                let outputs = Stream::OUTPUTS.into_iter().filter(wanted).collect();
+                (Asked::Attach { follow: attach.follow }, outputs)
+            }
+            _ => (Asked::Query, Vec::new()),
+        };
+        let mut state = ChannelState::new(asked, self.config.window_bytes);
+        for stream in outputs {
             state.send.insert(stream, SendStream::default());
         }
-        match &event {
-            Event::Open { spec, .. } if spec.stdin => {
-                // No seal speaks of stdin, so nothing of it is hashed.
-                let resume = ResumeStream { offset: 0, sealer: None };
-                state.recv.insert(Stream::Stdin, RecvStream::new(resume));
-                state.wants_stdin = true;
-            }
-            Event::Attach { .. } => state.attaching = true,
-            _ => {}
+        if let Event::Open { spec, .. } = &event
+            && spec.stdin
+        {
+            // No seal speaks of stdin, so nothing of it is hashed.
+            let resume = ResumeStream { offset: 0, sealer: None };
+            state.recv.insert(Stream::Stdin, RecvStream::new(resume));
+            state.wants_stdin = true;
         }
         self.channels.insert(id, state);
         self.events.push_back(event);
@@ -201,8 +220,26 @@ impl Connection {
             if !self.was_opened(id) || self.partial_open.as_ref().is_some_and(|(p, _)| *p == id) {
                 return Err(Misbehaviour::UnknownChannel(id));
             }
-            self.late_frames = self.late_frames.checked_sub(1).ok_or(Misbehaviour::LateFrames)?;
-            return Ok(());
+            return self.count_late();
+        }
+        match (self.stage(id), frame.kind) {
+            // What the client sent before it had the seal.
+            (Some(Stage::Sealed), kind)
+                if !matches!(kind, Kind::Close | Kind::Detach | Kind::Reset) =>
+            {
+                return self.count_late();
+            }
+            // A question has no streams, and nothing that could be signalled.
+            (Some(_), kind)
+                if self.is_query(id)
+                    && !matches!(
+                        kind,
+                        Kind::Close | Kind::Reset | Kind::Refused | Kind::Answer
+                    ) =>
+            {
+                return Err(Misbehaviour::UnexpectedFrame(kind));
+            }
+            _ => {}
         }
         match frame.kind {
             Kind::Data => self.handle_data(frame),
@@ -211,8 +248,17 @@ impl Connection {
             Kind::Ack => self.handle_ack(frame),
             Kind::Stop => self.handle_stop(frame),
             Kind::Reset => self.handle_reset(frame),
-            Kind::Close if frame.payload.is_empty() => self.abandon(id),
-            Kind::Close => Err(malformed(frame, "a CLOSE carries nothing")),
+            Kind::Close | Kind::Detach if !frame.payload.is_empty() => {
+                Err(malformed(frame, "it carries nothing"))
+            }
+            Kind::Close if self.stage(id) == Some(Stage::Sealed) => {
+                self.close_channel(id);
+                self.events.push_back(Event::Confirmed { channel: ChannelId(id) });
+                Ok(())
+            }
+            Kind::Close => self.give_up(id, Event::Abandoned { channel: ChannelId(id) }),
+            Kind::Detach => self.give_up(id, Event::Detached { channel: ChannelId(id) }),
+            Kind::Gap => self.handle_gap(frame),
             Kind::Signal => {
                 let signal = parse(frame)?;
                 self.events.push_back(Event::Signal { channel: ChannelId(id), signal });
@@ -300,6 +346,7 @@ impl Connection {
             return Ok(());
         }
         recv.offset = recv.offset.saturating_add(length);
+        recv.behind_gap = false;
         if let Some(sealer) = &mut recv.sealer {
             sealer.update(&bytes);
         }
@@ -308,6 +355,34 @@ impl Connection {
             self.events.push_back(Event::Data { channel, stream, offset, clock_us, bytes });
         }
         Ok(())
+    }
+
+    /// The stream goes on at a later offset, and its credit with it (`W-6.10`).
+    fn handle_gap(&mut self, frame: &Frame) -> Handled {
+        let stream = self.incoming_stream(frame)?;
+        let to = u64_payload(frame)?;
+        let id = frame.channel;
+        self.check_answered(frame)?;
+        let outcome = match self.recv(id, stream) {
+            None => Err("a gap of a stream that was not announced"),
+            Some(recv) if recv.ended => Err("a gap after the end of its stream"),
+            Some(recv) if recv.behind_gap => Err("a gap behind a gap"),
+            Some(recv) if to <= recv.offset => Err("a gap that leads nowhere"),
+            Some(recv) => {
+                let from = recv.offset;
+                recv.skip_to(to);
+                Ok((from, recv.stopped))
+            }
+        };
+        match outcome {
+            Ok((from, stopped)) => {
+                if !stopped {
+                    self.events.push_back(Event::Gap { channel: ChannelId(id), stream, from, to });
+                }
+                Ok(())
+            }
+            Err(what) => self.stream_error(id, what),
+        }
     }
 
     /// The end says the length, so that nothing can be missing before it (`W-6.3`).
@@ -401,116 +476,13 @@ impl Connection {
         self.drop_channel(frame.channel, reset.message)
     }
 
-    // Answers of the server, at the client.
-
-    fn handle_answer(&mut self, frame: &Frame) -> Handled {
-        let id = frame.channel;
-        let Some(stage) = self.stage(id) else { return Ok(()) };
-        let attaching = self.channels.get(&id).is_some_and(|state| state.attaching);
-        let channel = ChannelId(id);
-        match (frame.kind, stage) {
-            (Kind::Opened, Stage::Opening) if !attaching => {
-                let opened: Opened = parse(frame)?;
-                let asked = self.channels.get(&id).and_then(|state| state.job.as_ref());
-                if asked.is_some_and(|asked| *asked != opened.job) {
-                    return Err(malformed(frame, "another job than was asked for"));
-                }
-                self.set_stage(id, Stage::Running);
-                self.events.push_back(Event::Opened { channel, opened });
-                self.answered(id);
-            }
-            (Kind::Attached, Stage::Opening) if attaching => self.handle_attached(frame)?,
-            (Kind::Refused, Stage::Opening) => {
-                let refused = parse(frame)?;
-                self.close_channel(id);
-                self.events.push_back(Event::Refused { channel, refused });
-            }
-            (Kind::Exit, Stage::Running) => {
-                let report: ExitReport = parse(frame)?;
-                match &report.end {
-                    End::NotStarted { .. } => {
-                        return Err(malformed(frame, "a job that was started was not started"));
-                    }
-                    End::Signaled { name, .. } if !is_signal_name(name) => {
-                        return Err(malformed(frame, "no name of a signal"));
-                    }
-                    _ => {}
-                }
-                self.set_stage(id, Stage::Exited);
-                if let Some(state) = self.channels.get_mut(&id) {
-                    state.end = Some(report.end.clone());
-                }
-                self.events.push_back(Event::Exit { channel, report });
-            }
-            (Kind::Seal, Stage::Exited) => {
-                let mut seal: Box<Seal> = parse(frame)?;
-                if self.channels.get(&id).and_then(|state| state.end.as_ref()) != Some(&seal.end) {
-                    return Err(malformed(frame, "another end than that of the exit"));
-                }
-                // Streams of a later version: nothing of them was asked for, and nothing arrived.
-                seal.streams.retain(|name, _| Stream::OUTPUTS.iter().any(|s| s.name() == name));
-                let verdict = self.verdict(id, &seal);
-                self.close_channel(id);
-                self.events.push_back(Event::Seal { channel, seal, verdict });
-            }
-            (kind, _) => return Err(Misbehaviour::UnexpectedFrame(kind)),
-        }
-        Ok(())
-    }
-
-    fn handle_attached(&mut self, frame: &Frame) -> Handled {
-        let attached: Attached = parse(frame)?;
-        let id = frame.channel;
-        let Some(state) = self.channels.get_mut(&id) else { return Ok(()) };
-        for (&stream, recv) in &mut state.recv {
-            let Some(from) = attached.streams.get(stream.name()) else {
-                return Err(malformed(frame, "a stream that was asked for is missing"));
-            };
-            if from.offset < recv.offset {
-                return Err(malformed(frame, "an offset before the one that was asked for"));
-            }
-            if from.offset > recv.offset {
-                // The bytes between are a gap, so no hash of the whole can be known here.
-                recv.sealer = None;
-            }
-            let credit = recv.granted.saturating_sub(recv.offset);
-            recv.offset = from.offset;
-            recv.consumed = from.offset;
-            recv.granted = from.offset.saturating_add(credit);
-        }
-        state.stage = Stage::Running;
-        if let Some(offset) = attached.stdin {
-            state.send.insert(Stream::Stdin, SendStream::at(offset));
-        }
-        self.events.push_back(Event::Attached { channel: ChannelId(id), attached });
-        Ok(())
-    }
-
-    /// Holds the seal against what arrived (`W-7.4`).
-    fn verdict(&self, id: u32, seal: &Seal) -> Verdict {
-        let Some(state) = self.channels.get(&id) else { return Verdict::Suffix };
-        let mut verdict = Verdict::Whole;
-        // A stream that was stopped may have been cut anywhere: nothing is known of it, as wished.
-        for (&stream, recv) in state.recv.iter().filter(|(_, recv)| !recv.stopped) {
-            let Some(claimed) = seal.streams.get(stream.name()) else {
-                return Verdict::Mismatch(stream);
-            };
-            match &recv.sealer {
-                Some(sealer) if recv.ended && sealer.matches(claimed) => {}
-                None if recv.ended && claimed.bytes == recv.offset => verdict = Verdict::Suffix,
-                _ => return Verdict::Mismatch(stream),
-            }
-        }
-        verdict
-    }
-
     // Helpers.
 
-    fn stage(&self, id: u32) -> Option<Stage> {
+    pub(super) fn stage(&self, id: u32) -> Option<Stage> {
         self.channels.get(&id).map(|state| state.stage)
     }
 
-    fn set_stage(&mut self, id: u32, stage: Stage) {
+    pub(super) fn set_stage(&mut self, id: u32, stage: Stage) {
         if let Some(state) = self.channels.get_mut(&id) {
             state.stage = stage;
         }
@@ -537,29 +509,34 @@ impl Connection {
     fn drop_channel(&mut self, id: u32, message: String) -> Handled {
         self.events.push_back(Event::Failed { channel: ChannelId(id), message });
         if self.role == Role::Server {
-            self.abandon(id)
+            self.give_up(id, Event::Abandoned { channel: ChannelId(id) })
         } else {
             self.close_channel(id);
             Ok(())
         }
     }
 
-    /// The client has given a channel up: it counts until the application has cleaned up (`W-9.6`).
-    fn abandon(&mut self, id: u32) -> Handled {
+    /// The client has given a channel up, or left it: it counts until the application has cleaned up
+    /// (`W-9.6`).
+    fn give_up(&mut self, id: u32, event: Event) -> Handled {
         self.close_channel(id);
         self.abandoned.insert(id);
-        self.events.push_back(Event::Abandoned { channel: ChannelId(id) });
+        self.events.push_back(event);
         if self.abandoned.len() > CHANNELS_ABANDONED_MAX {
             return Err(Misbehaviour::ChannelChurn);
         }
         Ok(())
     }
-}
 
-/// Names are shown and compared, so they are names: `SIGTERM`, `SIGRTMIN+3`.
-fn is_signal_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'-';
-    name.len() <= SIGNAL_NAME_BYTES_MAX && name.bytes().all(allowed)
+    /// A frame for a channel that is closed here (`W-9.10`).
+    fn count_late(&mut self) -> Handled {
+        self.late_frames = self.late_frames.checked_sub(1).ok_or(Misbehaviour::LateFrames)?;
+        Ok(())
+    }
+
+    fn is_query(&self, id: u32) -> bool {
+        self.channels.get(&id).is_some_and(|state| state.asked == Asked::Query)
+    }
 }
 
 fn u64_payload(frame: &Frame) -> Result<u64, Misbehaviour> {

@@ -6,17 +6,8 @@ use super::*;
 use crate::message::{Command, JobId, Opened};
 
 fn spec() -> OpenSpec {
-    OpenSpec {
-        job: JobId::new("job").unwrap(),
-        command: Command::Argv(vec!["true".into()]),
-        session: None,
-        cwd: None,
-        env: Vec::new(),
-        merge: false,
-        stdin: true,
-        timeout_ms: None,
-        kill_after_ms: None,
-    }
+    let command = Command::Argv(vec!["true".into()]);
+    OpenSpec { stdin: true, ..OpenSpec::new(JobId::new("job").unwrap(), command) }
 }
 
 fn frame(kind: Kind, flags: u8, channel: u32, payload: &[u8]) -> Bytes {
@@ -83,7 +74,7 @@ fn what_is_queued_is_freed_as_it_leaves() {
 fn a_closed_channel_is_forgotten() {
     let mut client = Connection::new(Role::Client, Config::default(), Instant::ZERO);
     let opened = client.open(&spec()).unwrap();
-    let attach = Attach { job: JobId::new("job").unwrap(), streams: BTreeMap::new() };
+    let attach = Attach::new(JobId::new("job").unwrap(), BTreeMap::new());
     let attached = client.attach(&attach, BTreeMap::new()).unwrap();
     client.channel(opened).unwrap().close();
     client.channel(attached).unwrap().reset("no");

@@ -41,6 +41,8 @@ pub(super) struct Outbox {
     express_run: u32,
     /// Whether a bulk channel was the last to send, so that an opening is next.
     bulk_was_last: bool,
+    /// Frames that nobody waits for: they leave with the next ones, ahead of them.
+    lazy: VecDeque<Bytes>,
     /// The last frame of the connection, when everything else has left.
     goodbye: Option<Bytes>,
     finished: bool,
@@ -72,6 +74,31 @@ impl Outbox {
         let entries = self.opening.entry(frame.channel).or_default();
         *entries = entries.saturating_add(1);
         self.openings.push_back((frame.channel, bytes));
+    }
+
+    /// Queues a frame that leaves when something else does, or when [`Outbox::hurry`] says so.
+    pub(super) fn push_lazy(&mut self, frame: &Frame) {
+        if !self.finished {
+            self.lazy.push_back(frame.to_bytes());
+        }
+    }
+
+    /// What nobody waits for has waited long enough.
+    pub(super) fn hurry(&mut self) {
+        let bytes: usize = self.lazy.iter().map(Bytes::len).sum();
+        self.control_bytes = self.control_bytes.saturating_add(bytes);
+        self.control.append(&mut self.lazy);
+    }
+
+    pub(super) fn has_lazy(&self) -> bool {
+        !self.lazy.is_empty()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.control.is_empty()
+            && self.openings.is_empty()
+            && self.express.is_empty()
+            && self.bulk.is_empty()
     }
 
     fn pop_opening(&mut self) -> Option<Bytes> {
@@ -158,6 +185,13 @@ impl Outbox {
         events: &mut VecDeque<Event>,
     ) -> usize {
         let mut sent: usize = 0;
+        if !self.lazy.is_empty() && (!self.is_idle() || self.goodbye.is_some()) {
+            // Ahead of the others: a channel that this closes must not count when the next opens.
+            self.control_bytes =
+                self.lazy.iter().map(Bytes::len).fold(self.control_bytes, usize::saturating_add);
+            self.lazy.append(&mut self.control);
+            std::mem::swap(&mut self.lazy, &mut self.control);
+        }
         while sent < budget_bytes {
             if let Some(bytes) = self.control.pop_front() {
                 self.control_bytes = self.control_bytes.saturating_sub(bytes.len());
@@ -178,10 +212,7 @@ impl Outbox {
                 None => break,
             });
         }
-        if self.control.is_empty()
-            && self.openings.is_empty()
-            && self.express.is_empty()
-            && self.bulk.is_empty()
+        if self.is_idle()
             && let Some(goodbye) = self.goodbye.take()
         {
             sent = sent.saturating_add(goodbye.len());
@@ -252,10 +283,15 @@ impl Outbox {
                 }
                 sent
             }
+            Some(Queued::Gap { stream, offset }) => {
+                state.queued_bytes = state.queued_bytes.saturating_sub(QUEUED_PIECE_BYTES);
+                if let Some(send) = state.send.get_mut(&stream) {
+                    send.sent = offset;
+                }
+                push_whole(out, &offset_frame(Kind::Gap, id, stream, offset))
+            }
             Some(Queued::End { stream, offset }) => {
-                let payload = Bytes::copy_from_slice(&offset.to_be_bytes());
-                let flags = stream.to_flags();
-                push_whole(out, &Frame { kind: Kind::End, flags, channel: id, payload })
+                push_whole(out, &offset_frame(Kind::End, id, stream, offset))
             }
             None => 0,
         };
@@ -264,7 +300,13 @@ impl Outbox {
             return sent;
         }
         let Some(tail) = state.tail.take() else { return sent };
-        channels.remove(&id);
+        if tail.kind == Kind::Seal {
+            // It counts until the client has confirmed it, and takes little.
+            state.stage = Stage::Sealed;
+            state.recv.clear();
+        } else {
+            channels.remove(&id);
+        }
         sent.saturating_add(push_whole(out, &tail))
     }
 }
@@ -274,6 +316,11 @@ fn push_whole(out: &mut VecDeque<Bytes>, frame: &Frame) -> usize {
     let length = bytes.len();
     out.push_back(bytes);
     length
+}
+
+fn offset_frame(kind: Kind, channel: u32, stream: Stream, offset: u64) -> Frame {
+    let payload = Bytes::copy_from_slice(&offset.to_be_bytes());
+    Frame { kind, flags: stream.to_flags(), channel, payload }
 }
 
 /// Header and prefix of a DATA frame; the data follows as a piece of its own and is never copied.

@@ -3,17 +3,25 @@
 //! Unknown fields are ignored, so that a message can grow. Which version may send what is settled
 //! by the hellos.
 
+mod attach;
 mod auth;
 mod job;
+mod name;
+mod open;
+mod query;
 mod session;
 
+pub use attach::{Attach, AttachMode, AttachOffset, AttachStart, Attached, AttachedStream};
 pub use auth::{
     AuthOk, AuthQuery, AuthQueryResult, AuthRefused, AuthRequest, Delegate, Hello, KeyBytes,
     Transcript,
 };
 pub use job::{
-    Attach, AttachOffset, Attached, AttachedStream, Command, JobHello, JobId, JobIdError, OpenSpec,
-    Opened, Refused, Resize, Signal,
+    Incarnation, IncarnationError, JobHello, JobId, JobIdError, Opened, Refused, Resize, Signal,
+};
+pub use open::{Command, OnDisconnect, OpenSpec, Overflow, Retry};
+pub use query::{
+    Answer, JobInfo, JobPage, JobQuery, JobState, KillQuery, ListQuery, Query, StreamInfo,
 };
 pub use session::{FEATURE_SESSION, SessionName, SessionNameError, SessionRef, SessionScope};
 
@@ -40,6 +48,7 @@ impl std::fmt::Display for Goodbye {
             GoodbyeCode::Timeout => "timeout",
             GoodbyeCode::Unavailable => "unavailable",
             GoodbyeCode::Revoked => "revoked",
+            GoodbyeCode::Restart => "restart",
             GoodbyeCode::Other => "other",
         };
         if self.message.is_empty() {
@@ -66,6 +75,8 @@ pub enum GoodbyeCode {
     Unavailable,
     /// The key was revoked or removed.
     Revoked,
+    /// The server's process gives way to another one; come back at once (`J-4.3`).
+    Restart,
     /// A reason that a later version names.
     #[serde(other)]
     Other,

@@ -162,7 +162,7 @@ fn fault_86_an_attached_that_does_not_fit_ends_the_connection() {
     let answers = [
         samples::attached(4, 7, None),
         samples::attached(5, 0, None),
-        afar_proto::message::Attached { streams: BTreeMap::new(), stdin: None },
+        afar_proto::message::Attached { streams: BTreeMap::new(), ..samples::attached(5, 7, None) },
     ];
     for attached in answers {
         let mut lone = Lone::new(afar_proto::Role::Client);

@@ -229,10 +229,9 @@ fn a_second_answer_is_not_sent_and_not_taken() {
         let [Event::Open { channel, .. }] = events[..] else { panic!("{events:?}") };
         channel
     };
+    lone.channel(id).accept(&samples::opened("job"));
+    lone.channel(id).accept(&samples::opened("job"));
     lone.channel(id).accept_attach(&samples::attached(0, 0, None));
-    assert_eq!(lone.sent_kinds(), [], "an OPEN is not answered like an ATTACH");
-    lone.channel(id).accept(&samples::opened("job"));
-    lone.channel(id).accept(&samples::opened("job"));
     lone.channel(id).refuse(&samples::refused(RefusalReason::Denied));
     assert_eq!(lone.sent_kinds(), [Kind::Opened]);
 

@@ -115,7 +115,7 @@ fn an_ignored_frame_is_not_kept() {
 fn reserved_bits_must_be_zero() {
     for kind in Kind::ALL {
         let allowed = match kind {
-            Kind::Data | Kind::End | Kind::Window | Kind::Ack | Kind::Stop => 0x03,
+            Kind::Data | Kind::End | Kind::Window | Kind::Ack | Kind::Stop | Kind::Gap => 0x03,
             Kind::Open => 0x01,
             _ => 0,
         };

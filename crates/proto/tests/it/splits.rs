@@ -60,7 +60,7 @@ fn answer_all(server: &mut Connection, ids: [afar_proto::ChannelId; 4]) {
     channel.write(Stream::Stderr, 20, Bytes::from_static(b"\xff\x00err")).unwrap();
     server.channel(refused).unwrap().refuse(&samples::refused(RefusalReason::NotFound));
     let mut channel = server.channel(resumed).unwrap();
-    channel.accept_attach(&samples::attached(5, 9, Some(2)));
+    channel.accept_attach(&samples::attached_to("three", 5, 9, Some(2)));
     channel.write(Stream::Stdout, 0, Bytes::from_static(b"more")).unwrap();
     server.channel(broken).unwrap().accept(&samples::opened("four"));
 }

@@ -143,7 +143,12 @@ fn the_vectors_of_authentication() {
 #[test]
 fn the_vectors_of_job_messages() {
     let jobs = Some(Phase::Jobs);
-    let hello = JobHello { version: 1, software: "afar/0.1.0".into(), features: Vec::new() };
+    let hello = JobHello {
+        version: 1,
+        software: "afar/0.1.0".into(),
+        features: Vec::new(),
+        incarnation: None,
+    };
     vector!("job-hello", control(Kind::JobHello, &hello), jobs);
     let spec = OpenSpec {
         command: Command::Argv(vec!["printf".into(), "%s|".into(), vec![0xff, b'a'].into()]),

@@ -4,7 +4,9 @@ use afar_proto::auth::{AuthError, Initiator, InitiatorEvent, Responder, Responde
 use afar_proto::connection::{ResumeStream, Stream};
 use afar_proto::frame::Kind;
 use afar_proto::limits::REFUSAL_DELAY;
-use afar_proto::message::{AuthOk, AuthQuery, AuthQueryResult, AuthRefused, Goodbye, GoodbyeCode};
+use afar_proto::message::{
+    Attach, AuthOk, AuthQuery, AuthQueryResult, AuthRefused, Goodbye, GoodbyeCode, ListQuery, Query,
+};
 use afar_proto::outcome::RefusalReason;
 use afar_proto::seal::Sealer;
 use afar_proto::{Config, ConnectionError, Event, Instant, Role, json};
@@ -28,12 +30,15 @@ fn payload(kind: Kind) -> Vec<u8> {
         Kind::AuthOk => json::to_vec(&AuthOk { delegate_lifetime_s: None }),
         Kind::AuthRefused => json::to_vec(&AuthRefused { message: "no".into() }),
         Kind::Goodbye => json::to_vec(&Goodbye { code: GoodbyeCode::Done, message: String::new() }),
-        Kind::HandOff | Kind::Grant | Kind::Stop | Kind::Close => Vec::new(),
+        Kind::HandOff | Kind::Grant | Kind::Stop | Kind::Close | Kind::Detach => Vec::new(),
         Kind::Open => json::to_vec(&samples::spec_with_stdin("job")),
         Kind::Opened => json::to_vec(&samples::opened("job")),
         Kind::Refused => json::to_vec(&samples::refused(RefusalReason::Denied)),
         Kind::Data => [&[0; 16][..], b"x"].concat(),
         Kind::End | Kind::Ack => vec![0; 8],
+        Kind::Gap => 5_u64.to_be_bytes().to_vec(),
+        Kind::Query => br#"{"list":{}}"#.to_vec(),
+        Kind::Answer => br#"{"jobs":[],"next":null}"#.to_vec(),
         Kind::Window => vec![0, 0, 0, 9],
         Kind::Signal => br#"{"name":"TERM"}"#.to_vec(),
         Kind::Resize => br#"{"columns":80,"rows":24}"#.to_vec(),
@@ -243,20 +248,29 @@ enum Standing {
     NoChannel,
     Opening,
     Attaching,
+    /// Asked for with a QUERY.
+    Asking,
     Running,
+    /// Attached to, and not to stay.
+    Looking,
     Exited,
+    /// Sealed and not confirmed; a client has confirmed at once.
+    Sealed,
     Gone,
     Closed,
 }
 
 impl Standing {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::NoHello,
         Self::NoChannel,
         Self::Opening,
         Self::Attaching,
+        Self::Asking,
         Self::Running,
+        Self::Looking,
         Self::Exited,
+        Self::Sealed,
         Self::Gone,
         Self::Closed,
     ];
@@ -271,31 +285,64 @@ impl Standing {
                 lone.input(&frame(Kind::Open, 0, 1, &payload(Kind::Open)));
                 lone
             }
-            (Self::Attaching, Role::Client) => {
+            (Self::Attaching | Self::Looking, Role::Client) => {
                 let mut lone = Lone::new(role);
                 let fresh = ResumeStream { offset: 0, sealer: Some(Sealer::new()) };
                 let streams = Stream::OUTPUTS.map(|stream| (stream, fresh.clone()));
-                let attach = samples::attach("job", 0, 0);
+                let follow = self == Self::Attaching;
+                let attach = Attach { follow, ..samples::attach("job", 0, 0) };
                 lone.connection.attach(&attach, streams.into()).expect("a channel is free");
                 lone
             }
-            (Self::Attaching, Role::Server) => {
+            (Self::Attaching | Self::Looking, Role::Server) => {
                 let mut lone = Lone::new(role);
-                lone.input(&frame(Kind::Attach, 0, 1, &payload(Kind::Attach)));
+                let follow = self == Self::Attaching;
+                let attach = Attach { follow, ..samples::attach("job", 0, 0) };
+                lone.input(&frame(Kind::Attach, 0, 1, &json::to_vec(&attach)));
+                lone
+            }
+            (Self::Asking, Role::Client) => {
+                let mut lone = Lone::new(role);
+                let query = Query::List(ListQuery::default());
+                lone.connection.query(&query).expect("a channel is free");
+                lone
+            }
+            (Self::Asking, Role::Server) => {
+                let mut lone = Lone::new(role);
+                lone.input(&frame(Kind::Query, 0, 1, &payload(Kind::Query)));
                 lone
             }
             (_, Role::Client) => Lone::client_with_job().0,
             (_, Role::Server) => Lone::server_with_job(),
         };
         match (self, role) {
-            (Self::Exited, Role::Client) => {
-                lone.input(&frame(Kind::Exit, 0, 1, &payload(Kind::Exit)));
+            (Self::Looking, Role::Client) => {
+                lone.input(&frame(Kind::Attached, 0, 1, &payload(Kind::Attached)));
             }
-            (Self::Exited, Role::Server) => {
+            (Self::Looking, Role::Server) => {
+                let events = lone.events();
+                let Some(Event::Attach { channel, .. }) = events.last() else {
+                    panic!("{events:?}")
+                };
+                lone.channel(*channel).accept_attach(&samples::attached(0, 0, Some(0)));
+            }
+            (Self::Exited | Self::Sealed, Role::Client) => {
+                lone.input(&frame(Kind::Exit, 0, 1, &payload(Kind::Exit)));
+                if self == Self::Sealed {
+                    lone.input(&frame(Kind::End, 1, 1, &payload(Kind::End)));
+                    lone.input(&frame(Kind::End, 2, 1, &payload(Kind::End)));
+                    lone.input(&frame(Kind::Seal, 0, 1, &payload(Kind::Seal)));
+                }
+            }
+            (Self::Exited | Self::Sealed, Role::Server) => {
                 lone.input(&frame(Kind::Signal, 0, 1, &payload(Kind::Signal)));
                 let events = lone.events();
                 let [Event::Signal { channel, .. }] = events[..] else { panic!("{events:?}") };
                 lone.channel(channel).exit(&samples::exited(0));
+                if self == Self::Sealed {
+                    let empty = Sealer::new();
+                    lone.channel(channel).seal(&samples::seal(&empty, &empty));
+                }
             }
             (Self::Gone, _) => lone.input(&frame(Kind::Reset, 0, 1, &payload(Kind::Reset))),
             (Self::Closed, _) => lone.connection.handle_eof(Instant::ZERO),
@@ -330,6 +377,9 @@ fn outcome(events: &[Event]) -> Outcome {
         Some(
             Event::Failed { .. }
             | Event::Abandoned { .. }
+            | Event::Detached { .. }
+            | Event::Confirmed { .. }
+            | Event::Answer { .. }
             | Event::Refused { .. }
             | Event::Seal { .. },
         ) => Outcome::ChannelEnds,
@@ -347,7 +397,7 @@ fn at_server(standing: Standing, kind: Kind) -> Outcome {
         (S::NoHello, Kind::JobHello) => Outcome::Event,
         (S::NoHello, _) => Outcome::Misbehaved,
         (_, Kind::Ping | Kind::Pong) => Outcome::Quiet,
-        (S::NoChannel, Kind::Open | Kind::Attach) => Outcome::Event,
+        (S::NoChannel, Kind::Open | Kind::Attach | Kind::Query) => Outcome::Event,
         (S::NoChannel, _) => Outcome::Misbehaved,
         (
             S::Gone,
@@ -359,7 +409,21 @@ fn at_server(standing: Standing, kind: Kind) -> Outcome {
             | Kind::Reset
             | Kind::Signal
             | Kind::Resize
-            | Kind::Close,
+            | Kind::Close
+            | Kind::Detach,
+        ) => Outcome::Quiet,
+        (S::Asking, Kind::Close | Kind::Reset) => Outcome::ChannelEnds,
+        (S::Asking, _) => Outcome::Misbehaved,
+        // What the client sent before it had the seal.
+        (
+            S::Sealed,
+            Kind::Data
+            | Kind::End
+            | Kind::Window
+            | Kind::Ack
+            | Kind::Stop
+            | Kind::Signal
+            | Kind::Resize,
         ) => Outcome::Quiet,
         (S::Opening | S::Attaching, Kind::Data | Kind::End) => Outcome::ChannelEnds,
         (_, Kind::Data | Kind::End | Kind::Stop | Kind::Signal | Kind::Resize)
@@ -369,7 +433,7 @@ fn at_server(standing: Standing, kind: Kind) -> Outcome {
         }
         // The sample acknowledges nothing, and nobody waits for the credit.
         (_, Kind::Window | Kind::Ack) => Outcome::Quiet,
-        (_, Kind::Close | Kind::Reset) => Outcome::ChannelEnds,
+        (_, Kind::Close | Kind::Detach | Kind::Reset) => Outcome::ChannelEnds,
         _ => Outcome::Misbehaved,
     }
 }
@@ -385,9 +449,11 @@ fn at_client(standing: Standing, kind: Kind) -> Outcome {
         (_, Kind::Ping | Kind::Pong) => Outcome::Quiet,
         (S::NoChannel, _) => Outcome::Misbehaved,
         (
-            S::Gone,
+            S::Gone | S::Sealed,
             Kind::Data
             | Kind::End
+            | Kind::Gap
+            | Kind::Answer
             | Kind::Window
             | Kind::Ack
             | Kind::Stop
@@ -398,17 +464,20 @@ fn at_client(standing: Standing, kind: Kind) -> Outcome {
             | Kind::Exit
             | Kind::Seal,
         ) => Outcome::Quiet,
-        (S::Opening, Kind::Opened) | (S::Attaching, Kind::Attached) => Outcome::Event,
+        // Nothing but its answer comes on the channel of a question.
+        (S::Asking, Kind::Answer | Kind::Refused | Kind::Reset) => Outcome::ChannelEnds,
+        (S::Asking | S::Sealed | S::Gone, _) => Outcome::Misbehaved,
+        (S::Opening, Kind::Opened | Kind::Attached) => Outcome::Event,
+        (S::Attaching, Kind::Attached) => Outcome::Event,
         (S::Opening | S::Attaching, Kind::Refused) => Outcome::ChannelEnds,
-        (S::Running, Kind::Exit) => Outcome::Event,
+        (S::Running | S::Looking, Kind::Exit) => Outcome::Event,
         (S::Exited, Kind::Seal) => Outcome::ChannelEnds,
-        (S::Running | S::Exited, Kind::Data | Kind::End) => Outcome::Event,
+        (S::Running | S::Looking | S::Exited, Kind::Data | Kind::End | Kind::Gap) => Outcome::Event,
         (S::Attaching, Kind::Stop) => Outcome::Quiet,
-        (S::Opening | S::Running | S::Exited, Kind::Stop) => Outcome::Event,
-        (S::Opening | S::Attaching | S::Running | S::Exited, Kind::Window | Kind::Ack) => {
-            Outcome::Quiet
-        }
-        (S::Opening | S::Attaching | S::Running | S::Exited, Kind::Reset) => Outcome::ChannelEnds,
+        (_, Kind::Stop) => Outcome::Event,
+        (_, Kind::Window | Kind::Ack) => Outcome::Quiet,
+        (_, Kind::Reset) => Outcome::ChannelEnds,
+        // That of a look too early, while its streams have not ended, included.
         _ => Outcome::Misbehaved,
     }
 }
@@ -422,7 +491,7 @@ fn fault_11_every_frame_in_every_state_of_a_connection() {
                 let channel = u32::from(!of_connection.contains(&kind));
                 // The number of a stream that the frame may be about in this direction.
                 let stream = match kind {
-                    Kind::Data | Kind::End => u8::from(role == Role::Client),
+                    Kind::Data | Kind::End | Kind::Gap => u8::from(role == Role::Client),
                     Kind::Window | Kind::Ack | Kind::Stop => u8::from(role == Role::Server),
                     _ => 0,
                 };

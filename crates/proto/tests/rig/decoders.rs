@@ -265,7 +265,12 @@ fn react(connection: &mut Connection, event: Event) {
         Event::Attach { channel, attach } => {
             let Some(mut handle) = connection.channel(channel) else { return };
             let offset = |name: &str| attach.streams.get(name).map_or(0, |offset| offset.0);
-            let from = samples::attached(offset("stdout"), offset("stderr"), Some(3));
+            let from = samples::attached_to(
+                attach.job.as_str(),
+                offset("stdout"),
+                offset("stderr"),
+                Some(3),
+            );
             handle.accept_attach(&from);
         }
         Event::Data { channel, stream, bytes, .. } => {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use afar_proto::connection::{ResumeStream, Stream, Verdict};
 use afar_proto::frame::FrameReader;
+use afar_proto::limits::LAZY_DELAY;
 use afar_proto::message::GoodbyeCode;
 use afar_proto::outcome::RefusalReason;
 use afar_proto::seal::Sealer;
@@ -271,7 +272,8 @@ impl World {
                 *from += (produced - *from) / 2;
             }
         }
-        channel.accept_attach(&samples::attached(from[0], from[1], None));
+        let job = format!("j{}", view.job);
+        channel.accept_attach(&samples::attached_to(&job, from[0], from[1], None));
         view.written = from;
     }
 
@@ -422,6 +424,11 @@ impl World {
             let ids: Vec<ChannelId> = self.views.keys().copied().collect();
             for id in &ids {
                 self.work_off(*id);
+            }
+            if self.pair.client.channels_open() == 0 {
+                // The last confirmations have nothing to leave with.
+                self.pair.advance(LAZY_DELAY);
+                self.look();
             }
             let quiet = self.pair.client.channels_open() + self.pair.server.channels_open() == 0;
             if quiet && self.pair.up.in_flight() + self.pair.down.in_flight() == 0 {

@@ -16,21 +16,11 @@ pub(crate) fn job_id(text: &str) -> JobId {
 }
 
 pub(crate) fn job_hello() -> JobHello {
-    JobHello { version: 1, software: "test/1".into(), features: Vec::new() }
+    JobHello { version: 1, software: "test/1".into(), features: Vec::new(), incarnation: None }
 }
 
 pub(crate) fn spec(job: &str) -> OpenSpec {
-    OpenSpec {
-        job: job_id(job),
-        command: Command::Argv(vec!["echo".into(), "a b".into(), "".into()]),
-        session: None,
-        cwd: None,
-        env: Vec::new(),
-        merge: false,
-        stdin: false,
-        timeout_ms: None,
-        kill_after_ms: None,
-    }
+    OpenSpec::new(job_id(job), Command::Argv(vec!["echo".into(), "a b".into(), "".into()]))
 }
 
 pub(crate) fn spec_with_stdin(job: &str) -> OpenSpec {
@@ -50,7 +40,15 @@ pub(crate) fn exited(code: u8) -> ExitReport {
 }
 
 pub(crate) fn receipt() -> Receipt {
-    Receipt { wall_us: 4_200, user_us: 1_000, sys_us: 900, max_rss_bytes: 3_500_000 }
+    let (read_bytes, written_bytes) = (Some(8_192), Some(0));
+    Receipt {
+        wall_us: 4_200,
+        user_us: 1_000,
+        sys_us: 900,
+        max_rss_bytes: 3_500_000,
+        read_bytes,
+        written_bytes,
+    }
 }
 
 /// The seal of a job that exited with 0 and wrote what these have seen.
@@ -65,6 +63,7 @@ pub(crate) fn seal_of<const N: usize>(streams: [(&str, StreamSeal); N]) -> Seal 
         streams: streams.map(|(name, seal)| (name.to_owned(), seal)).into(),
         streams_left_open: false,
         session_restarted: false,
+        detail: None,
     }
 }
 
@@ -77,12 +76,17 @@ pub(crate) fn sealer_of(bytes: &[u8]) -> Sealer {
 pub(crate) fn attach(job: &str, stdout: u64, stderr: u64) -> Attach {
     let streams = [("stdout", stdout), ("stderr", stderr)];
     let streams = streams.map(|(name, offset)| (name.to_owned(), AttachOffset(offset)));
-    Attach { job: job_id(job), streams: streams.into() }
+    Attach::new(job_id(job), streams.into())
 }
 
 pub(crate) fn attached(stdout: u64, stderr: u64, stdin: Option<u64>) -> Attached {
+    attached_to("job", stdout, stderr, stdin)
+}
+
+pub(crate) fn attached_to(job: &str, stdout: u64, stderr: u64, stdin: Option<u64>) -> Attached {
     let streams = [("stdout", stdout), ("stderr", stderr)];
     let streams: BTreeMap<_, _> =
         streams.map(|(name, offset)| (name.to_owned(), AttachedStream { offset })).into();
-    Attached { streams, stdin }
+    let started_at_us = Some(1_795_341_600_000_000);
+    Attached { job: job_id(job), pid: Some(4242), started_at_us, streams, stdin }
 }

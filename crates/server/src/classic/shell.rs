@@ -112,16 +112,11 @@ fn spec(command: Vec<u8>) -> Result<OpenSpec, String> {
     let random = random_bytes::<16>().map_err(|error| format!("no random bytes: {error}"))?;
     let id = format!("{:032x}", u128::from_be_bytes(random));
     let name = SessionName::new(SESSION).map_err(|error| error.to_string())?;
+    let job = JobId::new(&id).map_err(|error| error.to_string())?;
     Ok(OpenSpec {
-        job: JobId::new(&id).map_err(|error| error.to_string())?,
-        command: Command::Script(command.into()),
         session: Some(SessionRef { name, scope: SessionScope::Connection }),
-        cwd: None,
-        env: Vec::new(),
         merge: true,
-        stdin: false,
-        timeout_ms: None,
-        kill_after_ms: None,
+        ..OpenSpec::new(job, Command::Script(command.into()))
     })
 }
 

@@ -236,13 +236,24 @@ impl Conversation {
                     self.supervisor.log.debug(&line);
                 }
             },
-            Event::Abandoned { channel } | Event::Failed { channel, .. } => self.abandon(channel),
+            Event::Abandoned { channel }
+            | Event::Detached { channel }
+            | Event::Failed { channel, .. } => self.abandon(channel),
+            Event::Query { channel, .. } => {
+                let message = "this server keeps no list of jobs";
+                self.refuse(channel, &refused(RefusalReason::Unsupported, message));
+            }
             // A job without a terminal has no size; acknowledged bytes are kept by nobody yet.
-            Event::Resize { .. } | Event::Acked { .. } | Event::Ready(_) => {}
+            Event::Resize { .. }
+            | Event::Acked { .. }
+            | Event::Confirmed { .. }
+            | Event::Ready(_) => {}
             // Only a client meets these.
             Event::Opened { .. }
             | Event::Attached { .. }
             | Event::Refused { .. }
+            | Event::Answer { .. }
+            | Event::Gap { .. }
             | Event::Exit { .. }
             | Event::Seal { .. }
             | Event::Closed(_) => {}

@@ -56,6 +56,11 @@ impl World {
                 view.server = Stage::Gone;
                 self.abandoned.push(channel);
             }
+            Event::Confirmed { channel } => {
+                let view = self.views.get_mut(&channel).expect("a known channel");
+                assert_eq!(view.server, Stage::Sealed, "only a seal is confirmed");
+                view.server = Stage::Gone;
+            }
             Event::Closed(error) => {
                 self.check_end(&error);
                 self.server_closed = true;

@@ -284,6 +284,7 @@ impl Job {
             user_us: micros(ended.user),
             sys_us: micros(ended.system),
             max_rss_bytes: ended.max_rss_bytes,
+            ..Receipt::default()
         };
         for output in &mut self.outputs {
             output.process_ended();
@@ -324,6 +325,7 @@ impl Job {
             streams,
             streams_left_open: !left_open.is_empty(),
             session_restarted: exit.session_restarted,
+            detail: None,
         };
         self.sealed = true;
         for stream in left_open {

@@ -18,17 +18,8 @@ fn supervisor() -> std::rc::Rc<Supervisor> {
 
 /// A job of this script, without stdin.
 pub(in super::super) fn script(text: &str) -> OpenSpec {
-    OpenSpec {
-        job: JobId::new("j").unwrap(),
-        command: Command::Argv(["sh", "-c", text].map(Into::into).into()),
-        session: None,
-        cwd: None,
-        env: Vec::new(),
-        merge: false,
-        stdin: false,
-        timeout_ms: None,
-        kill_after_ms: Some(300),
-    }
+    let command = Command::Argv(["sh", "-c", text].map(Into::into).into());
+    OpenSpec { kill_after_ms: Some(300), ..OpenSpec::new(JobId::new("j").unwrap(), command) }
 }
 
 /// Starts it, as a conversation does.

@@ -29,17 +29,7 @@ fn grant(forced: Option<&str>) -> Grant {
 }
 
 fn spec(command: Command) -> OpenSpec {
-    OpenSpec {
-        job: JobId::new("j1").unwrap(),
-        command,
-        session: None,
-        cwd: None,
-        env: Vec::new(),
-        merge: false,
-        stdin: false,
-        timeout_ms: None,
-        kill_after_ms: None,
-    }
+    OpenSpec::new(JobId::new("j1").unwrap(), command)
 }
 
 fn argv(words: &[&str]) -> Command {

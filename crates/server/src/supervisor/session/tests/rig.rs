@@ -83,16 +83,11 @@ impl Rig {
     pub(super) fn spec(&self, script: impl AsRef<[u8]>) -> OpenSpec {
         self.jobs.set(self.jobs.get() + 1);
         let name = SessionName::new("s").unwrap();
+        let job = JobId::new(&format!("j{}", self.jobs.get())).unwrap();
         OpenSpec {
-            job: JobId::new(&format!("j{}", self.jobs.get())).unwrap(),
-            command: Command::Script(script.as_ref().to_vec().into()),
             session: Some(SessionRef { name, scope: SessionScope::User }),
-            cwd: None,
-            env: Vec::new(),
-            merge: false,
-            stdin: false,
-            timeout_ms: None,
             kill_after_ms: Some(300),
+            ..OpenSpec::new(job, Command::Script(script.as_ref().to_vec().into()))
         }
     }
 
