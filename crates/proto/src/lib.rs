@@ -18,6 +18,7 @@ pub mod classic;
 pub mod connection;
 pub mod error;
 pub mod frame;
+pub mod gaps;
 pub mod json;
 pub mod limits;
 pub mod message;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gaps::Gaps;
 use crate::json::base64_bytes;
 
 /// How a job ended.
@@ -233,10 +234,9 @@ pub struct StreamSeal {
     pub blake3: Vec<u8>,
     /// Whether the stream ended by itself; false if it was stopped or left open.
     pub complete: bool,
-    /// Ranges that were dropped, as (first offset, offset after the last), in order; at most
-    /// [`GAPS_MAX`](crate::limits::GAPS_MAX).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub gaps: Vec<(u64, u64)>,
+    /// Ranges that were dropped.
+    #[serde(default, skip_serializing_if = "Gaps::is_empty")]
+    pub gaps: Gaps,
 }
 
 /// The server's last word on a job (`W-7.3`).

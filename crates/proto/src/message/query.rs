@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::job::JobId;
+use crate::gaps::Gaps;
 use crate::json::{self, ByteString};
 use crate::limits::{ANSWER_BYTES_MAX, COMMAND_SHOWN_BYTES_MAX, CWD_SHOWN_BYTES_MAX};
 use crate::outcome::{End, Receipt};
@@ -224,6 +225,6 @@ pub struct StreamInfo {
     /// The first offset that can still be had; `bytes` if nothing can.
     pub kept_from: u64,
     /// Ranges that were dropped, as in the seal.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub gaps: Vec<(u64, u64)>,
+    #[serde(default, skip_serializing_if = "Gaps::is_empty")]
+    pub gaps: Gaps,
 }

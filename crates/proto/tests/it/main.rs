@@ -15,15 +15,21 @@ mod closing;
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
+mod durable;
+#[cfg(test)]
 mod flow;
 #[cfg(test)]
 mod framing;
+#[cfg(test)]
+mod gaps;
 #[cfg(test)]
 mod hostile_server;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod operations;
+#[cfg(test)]
+mod queries;
 #[cfg(test)]
 mod refusal;
 #[cfg(test)]

@@ -177,7 +177,8 @@ fn the_vectors_of_job_messages() {
     vector!("signal", message(Kind::Signal, &Signal { name: "TERM".into() }), jobs);
     vector!("resize", message(Kind::Resize, &Resize { columns: 80, rows: 24 }), jobs);
     vector!("exit", message(Kind::Exit, &samples::exited(3)), jobs);
-    let stderr = StreamSeal { gaps: vec![(3, 5)], ..samples::sealer_of(b"").seal(false) };
+    let stderr =
+        StreamSeal { gaps: [(3, 5)].into_iter().collect(), ..samples::sealer_of(b"").seal(false) };
     let seal =
         samples::seal_of([("stdout", samples::sealer_of(b"abc").seal(true)), ("stderr", stderr)]);
     vector!("seal", message(Kind::Seal, &seal), jobs);
