@@ -18,6 +18,7 @@
 //! | [`key`] | what an SSH public key is called, and its fingerprint |
 //! | [`journal`], [`spool`], [`record`] | what the store writes of jobs and their output, and what it makes of it when it reads |
 //! | [`escape`] | how to show bytes that someone else chose |
+//! | [`job`] | who may start a job, who is attached to it, what is kept of its output |
 //! | [`hints`] | what to suggest when a program was not found |
 
 pub mod account;
@@ -30,6 +31,7 @@ pub mod duration;
 pub mod escape;
 pub mod hints;
 pub mod host_set;
+pub mod job;
 pub mod journal;
 pub mod key;
 pub mod known_hosts;

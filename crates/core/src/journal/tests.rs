@@ -48,10 +48,11 @@ fn ended(id: &str) -> JournalRecord {
         receipt: Receipt::default(),
         streams: BTreeMap::from([(
             "stdout".to_owned(),
-            StreamSeal { bytes: 2, blake3: vec![1; 32], complete: true, gaps: vec![(0, 1)] },
+            StreamSeal { bytes: 2, blake3: vec![1; 32], complete: true, gaps: vec![(0, 1)].into() },
         )]),
         streams_left_open: true,
         session_restarted: false,
+        detail: None,
     };
     let started = WasStarted::Yes;
     JournalRecord::Ended(Box::new(Ended { job: key(id), at_us: 3, started, end, seal: Some(seal) }))
