@@ -1,3 +1,6 @@
+//! That a seal is the hash of the whole, however it came about.
+#![expect(clippy::arithmetic_side_effects, reason = "test lengths are small")]
+
 use proptest::prelude::*;
 
 use super::*;

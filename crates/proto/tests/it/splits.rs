@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use afar_proto::connection::{ResumeStream, Stream};
-use afar_proto::message::{GoodbyeCode, Resize};
+use afar_proto::message::{
+    Answer, Attach, GoodbyeCode, JobInfo, JobPage, JobState, ListQuery, OpenSpec, Query, Resize,
+};
 use afar_proto::outcome::RefusalReason;
-use afar_proto::{Config, Connection, Event, Instant, Role};
+use afar_proto::{ChannelId, Config, Connection, Event, Instant, Role};
 use bytes::Bytes;
 
 use crate::rig::pair::Pair;
@@ -19,12 +21,13 @@ pub(crate) struct Conversation {
     pub(crate) answered_at: usize,
 }
 
-/// Jobs of all kinds, side by side: one with everything, one refused, one resumed, one broken off.
+/// Jobs of all kinds, side by side: one with everything, one refused, one resumed, one broken off, one
+/// that exists already and has a gap, one detached, one looked at, one that is left, and a question.
 pub(crate) fn conversation() -> Conversation {
     let mut pair = Pair::silent(Config::default(), Config::default());
     let ids = open_all(&mut pair.client);
     pair.drive();
-    let [job, _, resumed, broken] = ids;
+    let [job, _, resumed, broken, ..] = ids;
     let answered_at = pair.up.record.len();
     answer_all(&mut pair.server, ids);
     pair.drive();
@@ -37,6 +40,7 @@ pub(crate) fn conversation() -> Conversation {
     client.stop(Stream::Stderr);
     pair.client.channel(resumed).unwrap().close();
     pair.client.channel(broken).unwrap().reset("enough");
+    pair.client.channel(ids[7]).unwrap().detach();
     pair.drive();
 
     let mut server = pair.server.channel(job).unwrap();
@@ -52,8 +56,8 @@ pub(crate) fn conversation() -> Conversation {
     Conversation { up: pair.up.record, down: pair.down.record, answered_at }
 }
 
-fn answer_all(server: &mut Connection, ids: [afar_proto::ChannelId; 4]) {
-    let [job, refused, resumed, broken] = ids;
+fn answer_all(server: &mut Connection, ids: [ChannelId; 9]) {
+    let [job, refused, resumed, broken, exists, detached, look, left, question] = ids;
     let mut channel = server.channel(job).unwrap();
     channel.accept(&samples::opened("one"));
     channel.write(Stream::Stdout, 10, Bytes::from_static(b"out\n")).unwrap();
@@ -63,16 +67,39 @@ fn answer_all(server: &mut Connection, ids: [afar_proto::ChannelId; 4]) {
     channel.accept_attach(&samples::attached_to("three", 5, 9, Some(2)));
     channel.write(Stream::Stdout, 0, Bytes::from_static(b"more")).unwrap();
     server.channel(broken).unwrap().accept(&samples::opened("four"));
+    let mut channel = server.channel(exists).unwrap();
+    channel.accept_attach(&samples::attached_to("five", 0, 0, None));
+    channel.write(Stream::Stdout, 0, Bytes::from_static(b"before")).unwrap();
+    channel.gap(Stream::Stdout, 1_000);
+    channel.write(Stream::Stdout, 0, Bytes::from_static(b"behind")).unwrap();
+    server.channel(detached).unwrap().accept(&samples::opened("six"));
+    let mut channel = server.channel(look).unwrap();
+    channel.accept_attach(&samples::attached_to("seven", 0, 0, None));
+    let info = JobInfo::new(samples::job_id("seven"), JobState::Blocked, b"yes");
+    let page = Answer::Page(JobPage { jobs: vec![info], next: Some("on".into()) });
+    channel.write(Stream::Stderr, 0, Bytes::from_static(b"so far")).unwrap();
+    channel.answer(&page);
+    server.channel(left).unwrap().accept(&samples::opened("eight"));
+    server.channel(question).unwrap().answer(&page);
 }
 
-fn open_all(client: &mut Connection) -> [afar_proto::ChannelId; 4] {
+fn open_all(client: &mut Connection) -> [ChannelId; 9] {
     let one = client.open(&samples::spec_with_stdin("one")).unwrap();
     let two = client.open(&samples::spec("two")).unwrap();
     let resume = |offset| ResumeStream { offset, sealer: None };
     let streams: BTreeMap<_, _> = [(Stream::Stdout, resume(5)), (Stream::Stderr, resume(7))].into();
     let three = client.attach(&samples::attach("three", 5, 7), streams).unwrap();
     let four = client.open(&samples::spec("four")).unwrap();
-    [one, two, three, four]
+    let five = client.open(&samples::spec("five")).unwrap();
+    let detached = OpenSpec { detach: true, ..samples::spec("six") };
+    let six = client.open(&detached).unwrap();
+    let look = Attach { follow: false, prefix: true, ..samples::attach("sev", 0, 0) };
+    let fresh = ResumeStream { offset: 0, sealer: Some(afar_proto::seal::Sealer::new()) };
+    let streams = Stream::OUTPUTS.map(|stream| (stream, fresh.clone()));
+    let seven = client.attach(&look, streams.into()).unwrap();
+    let eight = client.open(&samples::spec("eight")).unwrap();
+    let nine = client.query(&Query::List(ListQuery::default())).unwrap();
+    [one, two, three, four, five, six, seven, eight, nine]
 }
 
 /// The same end of the conversation, before it has heard anything.
@@ -100,7 +127,7 @@ fn replay<'a>(
         left -= before.len();
         if left == 0 && !before.is_empty() {
             let ids: Vec<_> = events.iter().filter_map(opened_channel).collect();
-            answer_all(&mut connection, ids.try_into().expect("four were asked for"));
+            answer_all(&mut connection, ids.try_into().expect("all were asked for"));
         }
         connection.handle_input(Instant::ZERO, after);
         events.extend(std::iter::from_fn(|| connection.poll_event()));
@@ -108,9 +135,11 @@ fn replay<'a>(
     events
 }
 
-fn opened_channel(event: &Event) -> Option<afar_proto::ChannelId> {
+fn opened_channel(event: &Event) -> Option<ChannelId> {
     match event {
-        Event::Open { channel, .. } | Event::Attach { channel, .. } => Some(*channel),
+        Event::Open { channel, .. }
+        | Event::Attach { channel, .. }
+        | Event::Query { channel, .. } => Some(*channel),
         _ => None,
     }
 }

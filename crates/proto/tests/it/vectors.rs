@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use afar_proto::connection::{ResumeStream, Stream};
 use afar_proto::frame::{Frame, FrameReader, Kind, Phase};
 use afar_proto::message::{
-    AuthOk, AuthQuery, AuthQueryResult, AuthRefused, AuthRequest, Command, Delegate, Goodbye,
-    GoodbyeCode, Hello, JobHello, OpenSpec, Reset, Resize, SessionName, SessionRef, SessionScope,
-    Signal, Transcript,
+    Answer, Attach, AttachMode, AttachStart, AuthOk, AuthQuery, AuthQueryResult, AuthRefused,
+    AuthRequest, Command, Delegate, Goodbye, GoodbyeCode, Hello, Incarnation, JobHello, JobInfo,
+    JobPage, JobQuery, JobState, KillQuery, ListQuery, OnDisconnect, OpenSpec, Overflow, Query,
+    Reset, Resize, Retry, SessionName, SessionRef, SessionScope, Signal, StreamInfo, Transcript,
 };
-use afar_proto::outcome::{RefusalReason, Seal, StreamSeal};
+use afar_proto::outcome::{RefusalReason, Seal, SealDetail, StreamSeal};
 use afar_proto::{Config, json};
 use bytes::Bytes;
 use serde::Serialize;
@@ -193,7 +194,69 @@ fn the_vectors_of_job_messages() {
     vector!("attached", message(Kind::Attached, &samples::attached(12, 4, Some(2))), jobs);
 }
 
-/// W-6.1 to W-6.8, W-8.2: the binary ones, which are exact.
+/// W-5.1, W-5.4, W-5.10, W-5.11, W-6.7, W-7.3: what outlives a connection.
+#[test]
+fn the_vectors_of_durable_jobs() {
+    let jobs = Some(Phase::Jobs);
+    let incarnation = Incarnation::new("4f0c.7").unwrap();
+    let hello = JobHello { incarnation: Some(incarnation.clone()), ..samples::job_hello() };
+    vector!("job-hello-server", control(Kind::JobHello, &hello), jobs);
+    let spec = OpenSpec {
+        on_disconnect: Some(OnDisconnect::Keep),
+        detach: true,
+        keep_s: Some(86_400),
+        overflow: Overflow::Drop,
+        memory_bytes: Some(1 << 29),
+        cpu_milli: Some(1_500),
+        pids_max: Some(64),
+        retry: Some(Retry { age_ms: 1_200, incarnation: Some(incarnation) }),
+        ..samples::spec("job-4")
+    };
+    vector!("open-detached", message(Kind::Open, &spec), jobs);
+    let digest = OpenSpec { cwd: Some("/tmp".into()), ..samples::spec("job-4") }.digest();
+    vector!("open-digest", digest, None);
+    let watch = Attach {
+        prefix: true,
+        start: Some(AttachStart::TailLines(10)),
+        mode: AttachMode::Watch,
+        follow: false,
+        ..samples::attach("job", 0, 0)
+    };
+    vector!("attach-watch", message(Kind::Attach, &watch), jobs);
+    let start = Some(AttachStart::SinceUs(1_795_341_600_000_000));
+    let since = Attach { start, ..samples::attach("job-4", 0, 0) };
+    vector!("attach-since", message(Kind::Attach, &since), jobs);
+    let list = ListQuery { states: Some(vec![JobState::Running]), ..ListQuery::default() };
+    vector!("query-list", message(Kind::Query, &Query::List(list)), jobs);
+    let job = samples::job_id("job");
+    let kill = KillQuery { job: job.clone(), prefix: true, signal: Some("INT".into()) };
+    vector!("query-kill", message(Kind::Query, &Query::Kill(kill)), jobs);
+    let remove = JobQuery { job, prefix: false };
+    vector!("query-remove", message(Kind::Query, &Query::Remove(remove)), jobs);
+    let mut info = JobInfo::new(samples::job_id("job-4"), JobState::Ended, b"echo 'a b' ''");
+    info.set_cwd(b"/tmp");
+    info.started_at_us = Some(1_795_341_600_000_000);
+    info.ended_at_us = Some(1_795_341_600_004_200);
+    info.end = Some(afar_proto::outcome::End::Exited { code: 0 });
+    info.receipt = Some(samples::receipt());
+    let gaps = [(0, 4_096)].into_iter().collect();
+    let stdout = StreamInfo { bytes: 9_000, kept_from: 4_096, gaps };
+    info.streams = [("stdout".to_owned(), stdout)].into();
+    info.detached = true;
+    info.keep_until_us = Some(1_795_428_000_004_200);
+    let page = JobPage { jobs: vec![info], next: Some("b2".into()) };
+    vector!("answer-page", message(Kind::Answer, &Answer::Page(page)), jobs);
+    let done = Answer::Done { job: samples::job_id("job-4") };
+    vector!("answer-done", message(Kind::Answer, &done), jobs);
+    let empty = samples::sealer_of(b"");
+    let detail = Some(SealDetail::OutputQuota);
+    let killed = Seal { detail, ..samples::seal(&empty, &empty) };
+    vector!("seal-of-quota", message(Kind::Seal, &killed), jobs);
+    let restart = Goodbye { code: GoodbyeCode::Restart, message: String::new() };
+    vector!("goodbye-restart", control(Kind::Goodbye, &restart), jobs);
+}
+
+/// W-6.1 to W-6.8, W-6.10, W-8.2: the binary ones, which are exact.
 #[test]
 fn the_vectors_of_binary_frames() {
     let jobs = Some(Phase::Jobs);
@@ -207,6 +270,8 @@ fn the_vectors_of_binary_frames() {
     vector!("ack-stdout", of_channel(Kind::Ack, 1, 1, &524_288_u64.to_be_bytes()), jobs);
     vector!("stop-stdout", of_channel(Kind::Stop, 1, 1, b""), jobs);
     vector!("close", of_channel(Kind::Close, 0, 1, b""), jobs);
+    vector!("detach", of_channel(Kind::Detach, 0, 1, b""), jobs);
+    vector!("gap-stdout", of_channel(Kind::Gap, 1, 1, &1_048_576_u64.to_be_bytes()), jobs);
     vector!("ping", of_channel(Kind::Ping, 0, 0, b"\0\0\0\0\x01\x02\x03\x04"), jobs);
     vector!("pong", of_channel(Kind::Pong, 0, 0, b"\0\0\0\0\x01\x02\x03\x04"), jobs);
 }

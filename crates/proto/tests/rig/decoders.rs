@@ -14,8 +14,9 @@ use afar_proto::connection::{ResumeStream, Stream};
 use afar_proto::frame::{Frame, FrameReader, Kind, Phase};
 use afar_proto::limits::{AUTH_DEADLINE, REFUSAL_DELAY};
 use afar_proto::message::{
-    Attach, Attached, AuthOk, AuthQuery, AuthQueryResult, AuthRefused, AuthRequest, Goodbye, Hello,
-    JobHello, OpenSpec, Opened, Refused, Reset, Resize, Signal,
+    Answer, Attach, Attached, AuthOk, AuthQuery, AuthQueryResult, AuthRefused, AuthRequest,
+    Goodbye, Hello, JobHello, JobInfo, JobPage, JobState, ListQuery, OpenSpec, Opened, Query,
+    Refused, Reset, Resize, Signal,
 };
 use afar_proto::outcome::{ExitReport, RefusalReason, Seal};
 use afar_proto::{Config, Connection, Event, Instant, Misbehaviour, Role, json};
@@ -69,7 +70,7 @@ fn read_frames<'a>(
 /// Each message: what was read is written and read as the same.
 pub(crate) fn messages(data: &[u8]) {
     let ([which], data) = controls(data);
-    match which % 20 {
+    match which % 22 {
         0 => message::<Hello>(data),
         1 => message::<AuthQuery>(data),
         2 => message::<AuthQueryResult>(data),
@@ -88,7 +89,9 @@ pub(crate) fn messages(data: &[u8]) {
         15 => message::<Reset>(data),
         16 => message::<Attach>(data),
         17 => message::<Attached>(data),
-        18 => message::<BTreeMap<String, json::ByteString>>(data),
+        18 => message::<Query>(data),
+        19 => message::<Answer>(data),
+        20 => message::<BTreeMap<String, json::ByteString>>(data),
         _ => message::<BTreeMap<String, serde_json::Value>>(data),
     }
 }
@@ -186,7 +189,7 @@ pub(crate) fn server_input(data: &[u8]) {
     input(Role::Server, data);
 }
 
-/// A client, with three channels asked for, against any server.
+/// A client, with channels of each kind asked for, against any server.
 pub(crate) fn client_input(data: &[u8]) {
     input(Role::Client, data);
 }
@@ -218,6 +221,12 @@ fn connection(role: Role, control: u8) -> Connection {
             Stream::OUTPUTS.map(|stream| (stream, ResumeStream { offset: 5, sealer: None }));
         let attach = samples::attach("job-1", 5, 5);
         connection.attach(&attach, streams.into()).expect("a channel is free");
+        let look = Attach { follow: false, prefix: true, ..samples::attach("jo", 0, 0) };
+        connection.attach(&look, BTreeMap::new()).expect("a channel is free");
+        let query = Query::List(ListQuery::default());
+        connection.query(&query).expect("a channel is free");
+        let detached = OpenSpec { detach: true, ..samples::spec("job-1") };
+        connection.open(&detached).expect("a channel is free");
     }
     connection
 }
@@ -258,6 +267,10 @@ fn react(connection: &mut Connection, event: Event) {
                 return handle.refuse(&samples::refused(RefusalReason::Denied));
             }
             handle.accept(&samples::opened("job"));
+            if spec.detach {
+                assert!(connection.channel(channel).is_none(), "nothing follows the answer");
+                return;
+            }
             let writable = handle.writable(Stream::Stdout).min(10_000);
             let written = handle.write(Stream::Stdout, 1, vec![1; writable].into());
             assert_eq!(written, Ok(()), "what is writable is taken");
@@ -300,9 +313,25 @@ fn react(connection: &mut Connection, event: Event) {
             let empty = samples::sealer_of(b"");
             handle.seal(&samples::seal(&empty, &empty));
         }
-        Event::Abandoned { channel } => connection.release(channel),
+        Event::Query { channel, .. } => {
+            let Some(handle) = connection.channel(channel) else { return };
+            handle.answer(&page());
+        }
+        Event::Resize { channel, resize } => {
+            let Some(mut handle) = connection.channel(channel) else { return };
+            handle.gap(Stream::Stdout, u64::from(resize.columns));
+            if resize.rows == 0 {
+                handle.answer(&page());
+            }
+        }
+        Event::Abandoned { channel } | Event::Detached { channel } => connection.release(channel),
         _ => {}
     }
+}
+
+fn page() -> Answer {
+    let info = JobInfo::new(samples::job_id("job-1"), JobState::Running, b"true");
+    Answer::Page(JobPage { jobs: vec![info], next: None })
 }
 
 /// Answers of the classic protocol: the same pieces, the same error or the same cut, however the

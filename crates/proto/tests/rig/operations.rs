@@ -182,6 +182,7 @@ impl World {
     fn operate_channel(&mut self, operation: u8, id: ChannelId, stream: Stream, length: usize) {
         match operation {
             9 => self.answer(id, length),
+            10 | 11 if length % 13 == 7 => self.server_drop(id, stream, length),
             10 | 11 => self.server_write(id, stream, length),
             12 => self.server_finish(id, stream),
             13 => self.client_write(id, length),
@@ -296,6 +297,26 @@ impl World {
         view.written[at] = end;
     }
 
+    /// Output that was let go of before it was sent.
+    fn server_drop(&mut self, id: ChannelId, stream: Stream, length: usize) {
+        let Self { pair, views, jobs, .. } = self;
+        let Some(view) = views.get_mut(&id) else { return };
+        let (Some(mut channel), Some(job)) = (pair.server.channel(id), jobs.get_mut(view.job))
+        else {
+            return;
+        };
+        let at = index(stream);
+        let open = matches!(view.server, Stage::Running | Stage::Exited) && !view.finished[at];
+        if !open || view.written[at] != job.produced[at] {
+            return;
+        }
+        let bytes = content(view.job, stream, job.produced[at], length);
+        job.sealers[at].update(&bytes);
+        job.produced[at] += length as u64;
+        channel.gap(stream, job.produced[at]);
+        view.written[at] = job.produced[at];
+    }
+
     fn server_finish(&mut self, id: ChannelId, stream: Stream) {
         let Self { pair, views, jobs, .. } = self;
         let Some(view) = views.get_mut(&id) else { return };
@@ -404,6 +425,8 @@ impl World {
         } else if let Some(channel) = pair.client.channel(id) {
             if length.is_multiple_of(3) {
                 channel.close();
+            } else if length % 5 == 1 {
+                channel.detach();
             } else {
                 channel.reset(RESET_MESSAGE);
             }

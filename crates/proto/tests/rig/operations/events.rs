@@ -50,7 +50,7 @@ impl World {
                 assert!(offset <= self.jobs[view.job].received[index(stream)]);
             }
             Event::Failed { message, .. } => assert_eq!(message, RESET_MESSAGE),
-            Event::Abandoned { channel } => {
+            Event::Abandoned { channel } | Event::Detached { channel } => {
                 let view = self.views.get_mut(&channel).expect("a known channel");
                 assert!(!view.client_open, "only what was given up is abandoned");
                 view.server = Stage::Gone;
@@ -102,6 +102,17 @@ impl World {
                 job.seen[at].update(&bytes);
                 view.unconsumed[at] += bytes.len();
                 assert!(view.unconsumed[at] <= self.window, "a window is a bound");
+            }
+            Event::Gap { channel, stream, from, to } => {
+                let view = self.views.get_mut(&channel).expect("a gap of a known channel");
+                let at = index(stream);
+                if view.client_open {
+                    let job = &mut self.jobs[view.job];
+                    assert!(!view.stopped_by_client[at] && !view.ended[at]);
+                    assert!(from == job.received[at] && to > from, "every gap once and in order");
+                    job.received[at] = to;
+                    job.gap[at] = true;
+                }
             }
             Event::End { channel, stream } => {
                 let view = self.views.get_mut(&channel).expect("the end of a known channel");
