@@ -1,11 +1,15 @@
 //! A directory of the store: this user's alone, and nothing in it is followed elsewhere (`J-5.8`).
 
+use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use afar_sys::private_files::{PrivateDirError, ensure_private_dir};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, openat, renameat, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, fstat, mkdirat, openat, renameat, unlinkat,
+};
 use rustix::io::Errno;
 
 /// Why the store can't be used.
@@ -52,6 +56,8 @@ pub(super) enum Purpose {
     Read,
     /// To be written from its beginning, made if it is missing.
     Rewrite,
+    /// To be written; nothing may stand there yet.
+    Create,
 }
 
 impl Directory {
@@ -74,6 +80,7 @@ impl Directory {
         let how = match purpose {
             Purpose::Read => OFlags::RDONLY,
             Purpose::Rewrite => OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC,
+            Purpose::Create => OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL,
         };
         // Nothing that stands there may make us wait, as a FIFO would.
         let flags = how | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -124,6 +131,45 @@ impl Directory {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(self.error("remove", name)(error.into())),
         }
+    }
+
+    /// A directory in it; `None` if there is none and none is to be made.
+    pub(super) fn subdirectory(&self, name: &str, make: bool) -> Result<Option<Self>, StoreError> {
+        if make {
+            match mkdirat(&self.descriptor, name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(self.error("make", name)(error.into())),
+            }
+        }
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+        let descriptor = match openat(&self.descriptor, name, flags, Mode::empty()) {
+            Ok(descriptor) => descriptor,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP | Errno::NOTDIR) => return Err(self.planted(name)),
+            Err(error) => return Err(self.error("open", name)(error.into())),
+        };
+        let found =
+            fstat(&descriptor).map_err(|error| self.error("look at", name)(error.into()))?;
+        if found.st_uid != afar_sys::users::effective_uid() {
+            return Err(self.planted(name));
+        }
+        Ok(Some(Self { descriptor, path: self.path.join(name) }))
+    }
+
+    /// The names in it, in no order.
+    pub(super) fn names(&self) -> Result<Vec<OsString>, StoreError> {
+        let listed = Dir::read_from(&self.descriptor).and_then(|entries| {
+            entries.map(|entry| Ok(entry?.file_name().to_bytes().to_vec())).collect()
+        });
+        let names: Vec<Vec<u8>> =
+            listed.map_err(|error: Errno| self.error("list", "")(error.into()))?;
+        let own = |name: &Vec<u8>| name != b"." && name != b"..";
+        Ok(names.into_iter().filter(own).map(OsString::from_vec).collect())
+    }
+
+    /// Its descriptor, for what is done to the directory itself.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
     }
 
     pub(super) fn error(

@@ -12,3 +12,19 @@ pub const JOURNAL_REWRITE_BYTES: u64 = 1024 * 1024;
 
 /// Largest journal, in bytes; one that would be larger takes no more jobs (`J-5.4`).
 pub const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Most output of one job that is kept on the disk, in bytes, with what it takes beside (`J-3.4`).
+pub const SPOOL_JOB_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// Most output of all jobs of a user that is kept on the disk, in bytes (`J-3.4`).
+pub const SPOOL_USER_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
+
+/// Size from which on a segment of a spool is followed by the next one, in bytes: what is released
+/// goes in whole segments (`J-5.5`).
+pub const SPOOL_SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
+
+/// What one job may have on its way to the disk before it has to wait, in bytes (`J-5.7`).
+pub const SPOOL_QUEUED_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Most lines that can be counted back from the end of a spool (`J-5.9`).
+pub const SPOOL_TAIL_LINES_MAX: u64 = 1_000_000;

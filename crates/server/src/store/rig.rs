@@ -29,6 +29,21 @@ impl FailingDisk {
         self.0.lock().unwrap().room = Some((room, error));
     }
 
+    /// Can't synchronise.
+    pub(super) fn fail_sync(&self, error: Errno) {
+        self.0.lock().unwrap().sync = Some(error);
+    }
+
+    /// How often it was asked to synchronise.
+    pub(super) fn syncs(&self) -> usize {
+        self.0.lock().unwrap().syncs
+    }
+
+    /// Lets everybody wait who writes, until this is dropped.
+    pub(super) fn stop(&self) -> impl Drop + '_ {
+        self.0.lock().unwrap()
+    }
+
     /// Takes everything again.
     pub(super) fn mend(&self) {
         let mut failing = self.0.lock().unwrap();
