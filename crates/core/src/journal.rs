@@ -4,17 +4,15 @@
 //! Everything here is pure: records to bytes, bytes to a [`Ledger`]. The file is the server's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
+use afar_proto::Instant;
 use afar_proto::json::ByteString;
-use afar_proto::message::{Command, JobId, Refused, SessionName};
+use afar_proto::message::{JobInfo, JobState, Refused};
 use afar_proto::outcome::{End, Seal, Started as WasStarted};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use crate::limits::{
-    COMMAND_SUMMARY_BYTES_MAX, CWD_SUMMARY_BYTES_MAX, RECORD_PAYLOAD_BYTES_MAX,
-    REFUSAL_SUMMARY_BYTES_MAX,
-};
+use crate::job::{Digest, JobKey, Vouch};
+use crate::limits::{RECORD_PAYLOAD_BYTES_MAX, REFUSAL_SUMMARY_BYTES_MAX};
 use crate::record::{Damage, Magic, Record, Salt, Scanned, push_record, scan_all};
 
 /// What a journal begins with (`J-5.1`).
@@ -24,49 +22,23 @@ pub const JOURNAL_MAGIC: Magic = *b"afarjrn1";
 /// header has a zero byte.
 pub const JOURNAL_SALT: Salt = Salt(0);
 
-/// What a job is called at its server (`J-1.1`): the user is whose journal it is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct JobKey {
-    /// Empty for the user's own jobs, else the fingerprint of the key that is confined to its own.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub scope: String,
-    /// The client's id of it.
-    pub id: JobId,
-}
+/// A digest as base64.
+mod digest_base64 {
+    use afar_proto::json::base64_bytes;
+    use serde::{Deserializer, Serializer};
 
-impl JobKey {
-    /// The key of a job of the user's own scope.
-    #[must_use]
-    pub fn of_user(id: JobId) -> Self {
-        Self { scope: String::new(), id }
+    use crate::job::Digest;
+
+    pub(super) fn serialize<S: Serializer>(
+        digest: &Digest,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        base64_bytes::serialize(digest, serializer)
     }
-}
 
-impl fmt::Display for JobKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.scope.is_empty() {
-            write!(f, "{}", self.id)
-        } else {
-            write!(f, "{} of {}", self.id, self.scope)
-        }
-    }
-}
-
-/// The digest of a request (`J-1.2`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Digest(pub [u8; 32]);
-
-impl Serialize for Digest {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        afar_proto::json::base64_bytes::serialize(&self.0, serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Digest {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bytes = afar_proto::json::base64_bytes::deserialize(deserializer)?;
-        let digest = bytes.try_into();
-        digest.map(Self).map_err(|_| serde::de::Error::custom("a digest has 32 bytes"))
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
+        let bytes = base64_bytes::deserialize(from)?;
+        bytes.try_into().map_err(|_| serde::de::Error::custom("a digest has 32 bytes"))
     }
 }
 
@@ -94,7 +66,8 @@ pub struct Intended {
     pub number: u64,
     /// When it was asked for, in microseconds of Unix time.
     pub at_us: u64,
-    /// What was asked for.
+    /// What was asked for (`J-1.2`).
+    #[serde(with = "digest_base64")]
     pub digest: Digest,
     /// The mark by which its processes are found.
     pub mark: String,
@@ -117,52 +90,29 @@ pub struct Intended {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// The command.
-    pub command: Command,
+    pub command: ByteString,
     /// Whether some of it was cut off.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub command_cut: bool,
     /// The session that it is to be run in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub session: Option<SessionName>,
+    pub session: Option<String>,
     /// The working directory that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<ByteString>,
 }
 
 impl Summary {
-    /// The summary of a request: at most [`COMMAND_SUMMARY_BYTES_MAX`] bytes of its command, and
-    /// [`CWD_SUMMARY_BYTES_MAX`] of its directory.
+    /// What a list says of the request, which is bounded already.
     #[must_use]
-    pub fn new(command: &Command, session: Option<&SessionName>, cwd: Option<&ByteString>) -> Self {
-        let (command, command_cut) = match command {
-            Command::Script(script) => {
-                let cut = cut(script.as_bytes(), COMMAND_SUMMARY_BYTES_MAX);
-                (Command::Script(ByteString(cut.to_vec())), cut.len() < script.as_bytes().len())
-            }
-            Command::Argv(words) => {
-                let (words, cut) = cut_words(words);
-                (Command::Argv(words), cut)
-            }
-        };
-        let cwd = cwd.map(|cwd| ByteString(cut(cwd.as_bytes(), CWD_SUMMARY_BYTES_MAX).to_vec()));
-        Self { command, command_cut, session: session.cloned(), cwd }
-    }
-}
-
-fn cut_words(words: &[ByteString]) -> (Vec<ByteString>, bool) {
-    let mut room = COMMAND_SUMMARY_BYTES_MAX;
-    let mut kept = Vec::new();
-    for word in words {
-        // A word costs a byte more than its own: a million empty ones are not for free.
-        let Some(left) = room.checked_sub(1) else { return (kept, true) };
-        let part = cut(word.as_bytes(), left);
-        kept.push(ByteString(part.to_vec()));
-        if part.len() < word.as_bytes().len() {
-            return (kept, true);
+    pub fn of(info: &JobInfo) -> Self {
+        Self {
+            command: info.command.clone(),
+            command_cut: info.command_cut,
+            session: info.session.clone(),
+            cwd: info.cwd.clone(),
         }
-        room = left - part.len();
     }
-    (kept, false)
 }
 
 /// The beginning of a text, without half a character at its end.
@@ -360,6 +310,33 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// What a list says of it, as far as the journal knows.
+    #[must_use]
+    pub fn info(&self) -> JobInfo {
+        let Intended { job, summary, detached, .. } = &self.intended;
+        let has_ended = !self.is_unfinished();
+        let running = if self.started.is_some() { JobState::Running } else { JobState::Waiting };
+        let state = if has_ended { JobState::Ended } else { running };
+        let mut info = JobInfo::new(job.job.clone(), state, summary.command.as_bytes());
+        info.command_cut |= summary.command_cut;
+        info.session.clone_from(&summary.session);
+        info.cwd.clone_from(&summary.cwd);
+        info.detached = *detached;
+        info.started_at_us = self.started.as_ref().map(|started| started.at_us);
+        info.pid = self.started.as_ref().filter(|_| !has_ended).map(|started| started.pid);
+        if let Some(refused) = &self.refused {
+            info.ended_at_us = Some(refused.at_us);
+            let reason = refused.refused.reason.as_str().to_owned();
+            info.end = Some(End::NotStarted { reason });
+        }
+        if let Some(ended) = &self.ended {
+            info.ended_at_us = Some(ended.at_us);
+            info.end = Some(ended.end.clone());
+            info.receipt = ended.seal.as_ref().map(|seal| seal.receipt);
+        }
+        info
+    }
+
     /// Whether nobody has said how it ended.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
@@ -410,6 +387,16 @@ impl Ledger {
     /// All jobs, by their keys.
     pub fn jobs(&self) -> impl ExactSizeIterator<Item = &Entry> {
         self.jobs.values()
+    }
+
+    /// Since when every request is remembered, by the clock since boot (`J-1.6`).
+    #[must_use]
+    pub fn vouch(&self) -> Option<Vouch> {
+        let began = self.began.as_ref()?;
+        Some(Vouch {
+            began: Instant::from_micros(began.boottime_us),
+            since: Instant::from_micros(began.vouched_since_us),
+        })
     }
 
     /// A supervisor begins with what is there.

@@ -116,13 +116,6 @@ pub const ACCOUNT_NOTICE_BYTES_MAX: u64 = 1024;
 /// Largest payload of a record of the store, in bytes (`J-5.2`).
 pub const RECORD_PAYLOAD_BYTES_MAX: usize = 128 * 1024;
 
-/// Most bytes of a job's command that the store keeps, to be shown in lists (`J-5.4`).
-pub const COMMAND_SUMMARY_BYTES_MAX: usize = 1024;
-
-/// Most bytes of a job's working directory that the store keeps (`J-5.4`): Linux takes no longer path
-/// (`PATH_MAX`).
-pub const CWD_SUMMARY_BYTES_MAX: usize = 4096;
-
 /// Most bytes of a refusal's message that the store keeps (`J-5.4`): as many as are sent
 /// (`MESSAGE_BYTES_MAX` of the protocol).
 pub const REFUSAL_SUMMARY_BYTES_MAX: usize = 1024;

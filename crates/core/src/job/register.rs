@@ -1,20 +1,33 @@
 //! Which ids are taken, and what a request for one means (`J-1.1` to `J-1.7`).
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::time::Duration;
 
 use afar_proto::Instant;
 use afar_proto::message::JobId;
+use serde::{Deserialize, Serialize};
 
 use super::limits::RETRY_MARGIN;
 
 /// What tells one job from all others of a user (`J-1.1`).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct JobKey {
     /// Empty for the user; the fingerprint of a key that is confined to jobs of its own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub scope: String,
     /// The id.
     pub job: JobId,
+}
+
+impl fmt::Display for JobKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.scope.is_empty() {
+            write!(f, "{}", self.job)
+        } else {
+            write!(f, "{} of {}", self.job, self.scope)
+        }
+    }
 }
 
 /// The digest of a request, by which a repetition is told from another request (`J-1.2`).

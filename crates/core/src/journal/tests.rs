@@ -1,5 +1,6 @@
 //! Journals that were cut, damaged and rewritten, and what is made of them.
 
+use afar_proto::message::JobId;
 use afar_proto::outcome::{Phase, Receipt, RefusalReason, StreamSeal};
 use proptest::prelude::*;
 
@@ -9,7 +10,7 @@ use crate::record::header;
 const BOOT: &str = "0d9c5b1e-0000-4000-8000-000000000001";
 
 fn key(id: &str) -> JobKey {
-    JobKey::of_user(JobId::new(id).unwrap())
+    JobKey { scope: String::new(), job: JobId::new(id).unwrap() }
 }
 
 fn began(incarnation: &str, boottime_us: u64, vouched_since_us: u64) -> JournalRecord {
@@ -23,15 +24,15 @@ fn began(incarnation: &str, boottime_us: u64, vouched_since_us: u64) -> JournalR
 }
 
 fn intended(id: &str, number: u64) -> JournalRecord {
-    let command = Command::Argv(vec![ByteString(b"true".to_vec())]);
+    let info = JobInfo::new(key(id).job, JobState::Waiting, b"true");
     JournalRecord::Intended(Box::new(Intended {
         job: key(id),
         number,
         at_us: 1,
-        digest: Digest([7; 32]),
+        digest: [7; 32],
         mark: "m".to_owned(),
         spool: crate::spool::spool_name(number, Salt(3)),
-        summary: Summary::new(&command, None, None),
+        summary: Summary::of(&info),
         detached: false,
         keep_s: None,
     }))
@@ -216,34 +217,34 @@ fn faults_are_told_to_a_limit() {
 }
 
 #[test]
-fn a_long_request_is_cut_and_says_so() {
-    let word = |bytes: usize| ByteString(vec![b'x'; bytes]);
-    let argv = |words: Vec<ByteString>| {
-        let summary = Summary::new(&Command::Argv(words), None, None);
-        let Command::Argv(words) = summary.command else { panic!("it was an argv") };
-        let bytes: usize = words.iter().map(|word| word.as_bytes().len()).sum();
-        (words.len(), bytes, summary.command_cut)
+fn what_a_list_says_of_each_step() {
+    let ledger = Replay::read(&file_of(&lives())).ledger;
+    let info = |id| ledger.job(&key(id)).unwrap().info();
+    let said = |id| {
+        let info = info(id);
+        (info.state, info.pid, info.started_at_us, info.ended_at_us, info.end)
     };
-    let limit = COMMAND_SUMMARY_BYTES_MAX;
-    assert_eq!(argv(vec![word(limit - 1)]), (1, limit - 1, false));
-    assert_eq!(argv(vec![word(limit)]), (1, limit - 1, true));
-    assert_eq!(argv(vec![word(0); limit]), (limit, 0, false));
-    assert_eq!(argv(vec![word(0); limit + 1]), (limit, 0, true));
-    assert_eq!(argv(vec![word(10), word(2 * limit)]), (2, limit - 2, true));
-    // Not within a character, and bytes that are no text at any place.
-    let script = |bytes: Vec<u8>| {
-        let summary = Summary::new(&Command::Script(ByteString(bytes)), None, None);
-        let Command::Script(script) = summary.command else { panic!("it was a script") };
-        (script.as_bytes().len(), summary.command_cut)
-    };
-    assert_eq!(script(vec![b'x'; limit]), (limit, false));
-    assert_eq!(script(vec![b'x'; limit + 1]), (limit, true));
-    let umlauts = ["x".to_owned(), "ä".repeat(limit)].concat().into_bytes();
-    assert_eq!(script(umlauts), (limit - 1, true));
-    assert_eq!(script(vec![0xff; limit + 1]), (limit, true));
-    let cwd = ByteString(vec![b'/'; CWD_SUMMARY_BYTES_MAX + 1]);
-    let summary = Summary::new(&Command::Argv(vec![]), None, Some(&cwd));
-    assert_eq!(summary.cwd.unwrap().as_bytes().len(), CWD_SUMMARY_BYTES_MAX);
+    assert_eq!(said("intended"), (JobState::Waiting, None, None, None, None));
+    assert_eq!(said("started"), (JobState::Running, Some(5), Some(2), None, None));
+    let exited = Some(End::Exited { code: 3 });
+    assert_eq!(said("ended"), (JobState::Ended, None, Some(2), Some(3), exited));
+    let reason = "not_found".to_owned();
+    let not_started = Some(End::NotStarted { reason });
+    assert_eq!(said("refused"), (JobState::Ended, None, None, Some(2), not_started));
+    let mut shown = info("ended");
+    assert_eq!(shown.command.as_bytes(), b"true");
+    // What was shown is what is shown again.
+    (shown.command_cut, shown.cwd, shown.session) =
+        (true, Some(b"/srv".to_vec().into()), Some("s".to_owned()));
+    let JournalRecord::Intended(mut intent) = intended("again", 1) else { panic!("it is one") };
+    intent.summary = Summary::of(&shown);
+    let mut ledger = Ledger::default();
+    ledger.apply(JournalRecord::Intended(intent)).unwrap();
+    let again = ledger.job(&key("again")).unwrap().info();
+    assert_eq!(
+        (again.command, again.command_cut, again.cwd, again.session),
+        (shown.command, true, shown.cwd, shown.session)
+    );
 }
 
 #[test]
@@ -262,7 +263,7 @@ fn a_refusal_is_cut_and_a_record_that_is_too_long_is_refused() {
 
 #[test]
 fn keys_of_different_scopes_are_different_jobs() {
-    let confined = JobKey { scope: "SHA256:abc".to_owned(), id: JobId::new("j").unwrap() };
+    let confined = JobKey { scope: "SHA256:abc".to_owned(), job: JobId::new("j").unwrap() };
     assert_ne!(confined, key("j"));
     assert_eq!(
         (confined.to_string().as_str(), key("j").to_string().as_str()),

@@ -11,14 +11,16 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use afar_core::journal::{Began, Indexed, JobKey, JournalRecord, Ledger, RecordError, Replay};
+use afar_core::job::{JobKey, Vouch};
+use afar_core::journal::{Began, Indexed, JournalRecord, Ledger, RecordError, Replay};
 use afar_core::record::Salt;
 use afar_core::spool::spool_name;
+use afar_proto::Instant;
 use afar_sys::private_files::try_lock_exclusive;
 
 use super::directory::{Directory, Purpose, StoreError};
 use super::disk::{Disk, write_all};
-use super::limits::{JOURNAL_BYTES_MAX, JOURNAL_REWRITE_BYTES, RETRY_MARGIN};
+use super::limits::{JOURNAL_BYTES_MAX, JOURNAL_REWRITE_BYTES};
 use crate::log::Log;
 
 /// The journal.
@@ -168,16 +170,13 @@ impl Journal {
         self.ledger.began().map_or("", |began| &began.incarnation)
     }
 
-    /// Whether a job that was first asked for so long ago would be in the journal, or in the index, if
-    /// it had ever been started (`J-1.6`).
+    /// Since when every job is in the journal, or was until it was in the index, by the clock since
+    /// boot (`J-1.6`).
     #[must_use]
-    pub fn vouches_for(&self, age: Duration, since_boot: Duration) -> bool {
-        let Some(began) = self.ledger.began() else { return false };
-        let vouched_since = Duration::from_micros(began.vouched_since_us);
-        since_boot
-            .checked_sub(age)
-            .and_then(|sent| sent.checked_sub(RETRY_MARGIN))
-            .is_some_and(|sent| sent >= vouched_since)
+    pub fn vouch(&self) -> Vouch {
+        let never = Instant::from_micros(u64::MAX);
+        let nothing = Vouch { began: never, since: never };
+        self.ledger.vouch().unwrap_or(nothing)
     }
 
     /// A number that no job has had: the time in microseconds, or one more than the last.
