@@ -167,7 +167,9 @@ fn read_below(
         .map_err(|source| failed("open", real, source.into()))?;
     let stat = regular(&file, real)?;
     check_unwritable(real, &stat, uid)?;
-    let mut contents = Vec::new();
+    // With room for the end, which is a read of its own; what grows meanwhile is read all the same.
+    let expected = u64::try_from(stat.st_size).unwrap_or(0).min(bytes_max).saturating_add(32);
+    let mut contents = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
     read_capped(file, real, bytes_max, &mut contents)?;
     Ok(contents)
 }

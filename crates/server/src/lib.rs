@@ -10,6 +10,7 @@ pub mod classic;
 pub mod launch;
 pub mod limits;
 pub mod listener;
+mod local_files;
 pub mod log;
 pub mod monitor;
 pub mod paths;

@@ -3,6 +3,7 @@
 //! | request | answer |
 //! | --- | --- |
 //! | `Monitor::keys`: the keys of an account | may it come in at all, and what its files of keys hold |
+//! | `Monitor::own_files`: where the keys of its own account are | their paths, if nothing else decides about it |
 //! | `Monitor::closed_for`: is it served now | what to tell it if not |
 //! | `Monitor::running_supervisor`, `Monitor::supervisor`: its supervisor | a connection to it |
 //!
@@ -17,7 +18,7 @@ use std::net::IpAddr;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use afar_core::account::{Account, AccountRules, LoginShell, Standing, judge_shell};
 use afar_core::limits::ACCOUNT_NOTICE_BYTES_MAX;
@@ -111,6 +112,17 @@ impl Monitor {
         let files = read.map_err(|error| format!("cannot read as {:?}: {error}", user.name))?;
         let login_shell_only = standing.shell != LoginShell::Full;
         Ok(AccountKeys { user, login_shell_only, files })
+    }
+
+    /// Request: the files of keys of the account of this name, if nothing but these decides about it:
+    /// if it is that of whoever runs this, and no rule asks for groups, which a directory service may
+    /// have. Never waits.
+    pub(crate) fn own_files(&self, name: &str) -> Option<Vec<PathBuf>> {
+        if OsStr::new(name) != self.own.name || self.config.rules.needs_groups() {
+            return None;
+        }
+        let patterns = self.config.authorized_keys.iter();
+        Some(patterns.map(|pattern| expand(pattern, &self.own)).collect())
     }
 
     fn read_files(&self, user: &User) -> Vec<FileRead> {

@@ -13,6 +13,7 @@ use afar_net::accept::{Admitted, Denied, Gatekeeper, ProvedLogin};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::trust::{AcceptedKeys, Refusal, ServerFiles, check_token, describe};
+use crate::local_files::{KnownLocal, are_local};
 use crate::log::Log;
 use crate::monitor::Monitor;
 
@@ -42,6 +43,8 @@ pub(super) struct Gate {
     delegations: Arc<Mutex<BTreeMap<Delegated, Delegation>>>,
     /// Shared likewise: what does not end goes on.
     reads: Reads,
+    /// Whether all that decides about the account of whoever runs the server is on this machine.
+    own_are_local: Arc<KnownLocal>,
     /// What was last remarked on a file, if anything.
     remarks: Mutex<BTreeMap<PathBuf, Diagnostics>>,
     log: Log,
@@ -142,6 +145,7 @@ impl Gate {
             server_files: Arc::new(server_files),
             delegations: Arc::default(),
             reads: Reads::default(),
+            own_are_local: Arc::new(KnownLocal::new()),
             remarks: Mutex::default(),
             log,
         }
@@ -153,17 +157,33 @@ impl Gate {
         self.reads = before.reads.clone();
     }
 
-    /// Reads what decides about the user's keys, each file once, whatever it is then asked; on a
-    /// thread of its own, because a home may be on a server that does not answer. What then stays
-    /// behind keeps its turn, so that one user's home does not take all threads.
+    /// Reads what decides about the user's keys, each file once, whatever it is then asked.
+    ///
+    /// Here and now where that is known to take no time to speak of: for the account of whoever runs
+    /// the server, with files of this machine. Others could lead us elsewhere, by a link; theirs, and
+    /// what is not known, are read on a thread of its own, because a home may be on a server that does
+    /// not answer. What then stays behind keeps its turn, so that one user's home does not take all
+    /// threads.
     async fn read_files(&self, user: &str, source: IpAddr) -> Result<AcceptedKeys, Unaccepted> {
         let unjudged = |reason: String| Unaccepted { denied: Denied::Unjudged, reason };
+        let own_files = self.monitor.own_files(user);
+        if own_files.is_some() && self.own_are_local.get() {
+            let account = self.monitor.keys(user, source)?;
+            let accepted = self.server_files.accepted_keys(account);
+            self.log_remarks(&accepted);
+            return Ok(accepted);
+        }
+        let own_are_local = Arc::clone(&self.own_are_local);
         let (monitor, name) = (Arc::clone(&self.monitor), user.to_owned());
         let server_files = Arc::clone(&self.server_files);
         let read = async {
             let reading = self.reads.begin(user).await;
             let read = tokio::task::spawn_blocking(move || {
                 let _reading = reading;
+                if let Some(files) = own_files {
+                    let files = files.iter().map(PathBuf::as_path).chain(server_files.paths());
+                    own_are_local.learn(|| are_local(files));
+                }
                 monitor.keys(&name, source).map(|account| server_files.accepted_keys(account))
             });
             read.await
@@ -444,6 +464,29 @@ mod tests {
         };
         let (admitted, ()) = tokio::join!(gate.admit(&login), free_one);
         assert!(admitted.is_ok());
+    }
+
+    #[tokio::test]
+    async fn files_of_this_machine_are_read_at_once_when_that_is_known() {
+        let home = tempfile::tempdir().unwrap();
+        let key = proved().await;
+        let me =
+            User { home: home.path().to_owned(), uid: afar_sys::users::effective_uid(), ..user() };
+        let gate = gate(me, &["keys"]);
+        let source = "127.0.0.1:1".parse().unwrap();
+        let login = ProvedLogin { user: "ann", key: &key, source, delegate: None };
+        let admitted = async |contents: String| {
+            std::fs::write(home.path().join("keys"), contents).unwrap();
+            gate.admit(&login).await.is_ok()
+        };
+        assert!(!admitted(String::new()).await);
+        // Now it is known. All turns are taken, which nobody has to wait for.
+        let mut under_way = Vec::new();
+        for _ in 0..READS_PER_USER_MAX {
+            under_way.push(gate.reads.begin("ann").await);
+        }
+        assert!(admitted(line("", &key)).await);
+        assert!(!admitted(String::new()).await);
     }
 
     #[test]

@@ -68,6 +68,12 @@ impl ServerFiles {
         }
     }
 
+    /// Where they are.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        let trusted = self.trusted_authorities.iter().map(WatchedFile::path);
+        trusted.chain(self.revoked_keys.iter().map(WatchedFile::path))
+    }
+
     /// Everything that decides about the keys of this account, each file read once, whatever is then
     /// asked. Blocks on the file system.
     pub(crate) fn accepted_keys(&self, account: AccountKeys) -> AcceptedKeys {

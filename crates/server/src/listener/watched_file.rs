@@ -10,7 +10,7 @@ use afar_net::files::read_trusted;
 
 /// For how long after a change a file is read again each time: within the same tick of the file
 /// system's clock another change of it could not be told from the first.
-const UNSETTLED: Duration = Duration::from_secs(2);
+pub(crate) const SAME_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A file, and what it was the last time.
 pub(super) struct WatchedFile<T> {
@@ -44,6 +44,12 @@ impl Stamp {
         })
     }
 
+    /// The stamp that the file would have if it had last been changed so long before.
+    #[cfg(test)]
+    pub(crate) fn aged(self, seconds: i64) -> Self {
+        Self { changed: (self.changed.0 - seconds, self.changed.1), ..self }
+    }
+
     /// Whether the last change is longer ago than this, by the machine's clock.
     pub(crate) fn is_older_than(&self, age: Duration) -> bool {
         let changed = u64::try_from(self.changed.0).unwrap_or(u64::MAX);
@@ -70,6 +76,7 @@ impl<T> WatchedFile<T> {
     pub(super) fn load(&self) -> Result<Arc<T>, String> {
         // Before the file is read: what is written meanwhile makes the stamp an old one.
         let stamp = Stamp::of(&self.path);
+        let lasting = stamp.filter(|stamp| stamp.is_older_than(SAME_TIME_MAX));
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some((then, parsed)), Some(now)) = (&*last, &stamp)
             && then == now
@@ -81,9 +88,7 @@ impl<T> WatchedFile<T> {
             read_trusted(&self.path, uid, self.bytes_max).map_err(|error| error.to_string())?;
         let parsed = (self.parse)(&bytes).map_err(|error| format!("{:?}: {error}", self.path))?;
         let parsed = Arc::new(parsed);
-        *last = stamp
-            .filter(|stamp| stamp.is_older_than(UNSETTLED))
-            .map(|stamp| (stamp, Arc::clone(&parsed)));
+        *last = lasting.map(|stamp| (stamp, Arc::clone(&parsed)));
         Ok(parsed)
     }
 }
@@ -103,12 +108,6 @@ mod tests {
     fn file(path: &Path) -> WatchedFile<String> {
         let parse = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| "no text".into());
         WatchedFile::new(path.to_owned(), 100, parse)
-    }
-
-    /// Makes the file look as if it had not been touched for an hour: the system's own time of
-    /// change can't be set, so this tells of a stamp only.
-    fn settled(stamp: Stamp) -> Stamp {
-        Stamp { changed: (stamp.changed.0 - 3600, 0), ..stamp }
     }
 
     #[test]
@@ -135,8 +134,8 @@ mod tests {
         let path = directory.path().join("file");
         std::fs::write(&path, "one").unwrap();
         let stamp = Stamp::of(&path).unwrap();
-        assert!(!stamp.is_older_than(UNSETTLED));
-        assert!(settled(stamp).is_older_than(UNSETTLED));
+        assert!(!stamp.is_older_than(SAME_TIME_MAX));
+        assert!(stamp.aged(4).is_older_than(SAME_TIME_MAX));
         let watched = file(&path);
         assert_eq!(*watched.load().unwrap(), "one");
         assert!(watched.last.lock().unwrap().is_none());

@@ -22,40 +22,15 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::limits::{LOOK_DEADLINE, STANDING_INTERVAL};
 use crate::listener::trust::{Refusal, ServerFiles};
-use crate::listener::watched_file::Stamp;
+use crate::listener::watched_file::{SAME_TIME_MAX, Stamp};
+use crate::local_files::are_local;
 use crate::monitor::{AccountKeys, FileRead};
 
-/// A file that was changed less than this ago is read, and not judged by its stamp: the change may
-/// have come between the listener's look and our first one, or have the same time as another one.
-/// More than what a login may take, and a supervisor to start.
+/// A file that was changed less than this before our first look is read, and not taken as the listener
+/// has found it: the change may have come between the two. More than what a login may take, and a
+/// supervisor to start. Where files may be on a server, whose clock is another one, what was changed
+/// less than this ago is read at each look, because another change could have the same time.
 const UNSETTLED: Duration = Duration::from_secs(90);
-
-/// The file systems that need nobody's answer (statfs(2)): bcachefs, btrfs, ext2 to ext4, F2FS, overlayfs,
-/// ramfs, squashfs, tmpfs, XFS, ZFS.
-const LOCAL_FILE_SYSTEMS: [u32; 10] = [
-    0xca45_1a4e,
-    0x9123_683e,
-    0x0000_ef53,
-    0xf2f5_2010,
-    0x794c_7630,
-    0x8584_58f6,
-    0x7371_7368,
-    0x0102_1994,
-    0x5846_5342,
-    0x2fc1_2fc1,
-];
-
-fn is_local_or_missing(path: &Path) -> bool {
-    match rustix::fs::statfs(path) {
-        Ok(found) => {
-            // The numbers have 32 bits; their type has more, or a sign, on some machines.
-            u64::try_from(found.f_type)
-                .is_ok_and(|kind| LOCAL_FILE_SYSTEMS.iter().any(|local| u64::from(*local) == kind))
-        }
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => true,
-        Err(_) => false,
-    }
-}
 
 /// A grant, and what it rests on.
 #[derive(Clone, Debug)]
@@ -101,8 +76,9 @@ impl Standing {
             is_local: false,
         };
         // A file that is not there may have gone just now.
-        let stamps = standing.files.settled_stamps();
-        standing.good = stamps.filter(|stamps| stamps.iter().all(Option::is_some));
+        let stamps = standing.files.stamps();
+        let is_there = stamps.iter().all(Option::is_some);
+        standing.good = (is_there && are_settled(&stamps, UNSETTLED)).then_some(stamps);
         Some(standing)
     }
 
@@ -112,10 +88,12 @@ impl Standing {
     /// It does not, for the log.
     pub(super) fn check(&mut self) -> Result<(), Refusal> {
         // Before the files are read: what is written meanwhile makes the stamps old ones.
-        let stamps = self.files.settled_stamps();
-        if self.good.is_some() && stamps == self.good {
+        let stamps = self.files.stamps();
+        if self.good.as_ref() == Some(&stamps) {
             return Ok(());
         }
+        self.good = None;
+        let may_be_good = are_settled(&stamps, self.unsettled());
         let Files { keys, trusted_authorities, revoked_keys } = self.files.clone();
         let files = ServerFiles::new(trusted_authorities, revoked_keys);
         let account = AccountKeys {
@@ -128,8 +106,14 @@ impl Standing {
         if found != self.restrictions {
             return Err("its restrictions have changed".to_owned());
         }
-        self.good = stamps;
+        self.good = may_be_good.then_some(stamps);
         Ok(())
+    }
+
+    /// How old a file must be when it is read, if its stamp is to tell of each change. Under this
+    /// machine's own clock two changes have the same time only if they are close.
+    fn unsettled(&self) -> Duration {
+        if self.is_local { SAME_TIME_MAX } else { UNSETTLED }
     }
 }
 
@@ -149,22 +133,15 @@ impl Files {
         files.map(PathBuf::as_path)
     }
 
-    /// Whether none of them is reached through a file system that somebody else serves, so that looking
-    /// at them takes no time to speak of.
-    fn are_local(&self) -> bool {
-        self.paths().all(|path| {
-            let real = std::fs::canonicalize(path);
-            let real = real.as_deref().unwrap_or(path);
-            path.ancestors().chain(real.ancestors()).all(is_local_or_missing)
-        })
+    /// The stamps of all files.
+    fn stamps(&self) -> Vec<Option<Stamp>> {
+        self.paths().map(Stamp::of).collect()
     }
+}
 
-    /// The stamps of all files; `None` where one of them is too new to be told from another.
-    fn settled_stamps(&self) -> Option<Vec<Option<Stamp>>> {
-        let stamps: Vec<Option<Stamp>> = self.paths().map(Stamp::of).collect();
-        let settled = |stamp: &Stamp| stamp.is_older_than(UNSETTLED);
-        stamps.iter().flatten().all(settled).then_some(stamps)
-    }
+/// Whether no file was changed less than this ago.
+fn are_settled(stamps: &[Option<Stamp>], unsettled: Duration) -> bool {
+    stamps.iter().flatten().all(|stamp| stamp.is_older_than(unsettled))
 }
 
 /// Looks at what a connection's grant rests on: before each request, and now and then.
@@ -229,7 +206,7 @@ impl Watch {
         let (grant, user, began) = (grant.clone(), user.clone(), Instant::now());
         watch.begin(move || {
             let mut standing = Standing::of(&grant, &user)?;
-            standing.is_local = standing.files.are_local();
+            standing.is_local = are_local(standing.files.paths());
             if began.elapsed() > LOOK_DEADLINE {
                 // So late a look says nothing of what the listener has seen.
                 standing.good = None;
@@ -432,8 +409,27 @@ mod tests {
         let old = old.filter(|path| Stamp::of(path).is_some_and(|s| s.is_older_than(UNSETTLED)));
         standing.files.keys = old.collect();
         assert!(!standing.files.keys.is_empty(), "nothing here is older than a minute");
-        standing.good = standing.files.settled_stamps();
+        standing.good = Some(standing.files.stamps());
         standing.check().unwrap();
+    }
+
+    #[test]
+    fn fault_76_a_file_is_read_at_each_look_while_a_change_could_pass_for_another() {
+        let rig = Rig::new();
+        rig.write("keys", &line());
+        let mut standing = rig.standing("keys", None);
+        for is_local in [false, true] {
+            standing.is_local = is_local;
+            standing.check().unwrap();
+            assert_eq!(standing.good, None);
+        }
+        let fresh = Stamp::of(&rig.home.path().join("keys")).unwrap();
+        let settled = |age_s, standing: &Standing| {
+            are_settled(&[Some(fresh.aged(age_s)), None], standing.unsettled())
+        };
+        assert!(!settled(0, &standing) && settled(4, &standing));
+        standing.is_local = false;
+        assert!(!settled(4, &standing) && !settled(80, &standing) && settled(92, &standing));
     }
 
     #[tokio::test(start_paused = true)]
@@ -475,8 +471,5 @@ mod tests {
         assert_eq!(watch.look(), Answer::Now(Ok(())));
         rig.write("keys", "");
         assert!(matches!(watch.look(), Answer::Now(Err(_))));
-        // The kernel's own is none that is known to be quick, as is a file server's.
-        assert!(!is_local_or_missing(Path::new("/proc/self/status")));
-        assert!(is_local_or_missing(Path::new("/nonexistent/file")));
     }
 }
