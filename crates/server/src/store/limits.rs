@@ -1,5 +1,7 @@
 //! The limits of the store, each named in chapter 5 of `docs/spec/jobs.md`.
 
+use std::time::Duration;
+
 /// Size from which on a journal is rewritten with what is still needed of it, in bytes; it is not
 /// before it has doubled since the last time (`J-5.4`).
 pub const JOURNAL_REWRITE_BYTES: u64 = 1024 * 1024;
@@ -22,3 +24,12 @@ pub const SPOOL_QUEUED_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Most lines that can be counted back from the end of a spool (`J-5.9`).
 pub const SPOOL_TAIL_LINES_MAX: u64 = 1_000_000;
+
+/// How long an id is remembered from the end of its job on (`J-1.7`).
+pub const TOMBSTONE_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Most ended jobs that are remembered; of more, those go first that ended first (`J-5.10`).
+pub const INDEX_JOBS_MAX: u64 = 250_000;
+
+/// Most jobs on one page of a list (`J-5.10`).
+pub const INDEX_PAGE_JOBS_MAX: u32 = 1000;
