@@ -434,7 +434,7 @@ fn checksum(key: &JobKey, number: u64, digest: &Digest, told: &str) -> i64 {
         digest,
         told.as_bytes(),
     ];
-    parts.into_iter().fold(0, |sum, part| crc32c::crc32c_append(sum, part)).into()
+    parts.into_iter().fold(0, crc32c::crc32c_append).into()
 }
 
 /// SQLite's integers have a sign; no time and no number of ours comes near it.
