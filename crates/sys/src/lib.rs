@@ -16,6 +16,7 @@ pub mod descriptor_passing;
 mod errno;
 pub mod exec;
 pub mod exec_strings;
+pub mod guard;
 pub mod identity;
 pub mod inherit;
 pub mod memory;

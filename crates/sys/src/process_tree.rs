@@ -52,6 +52,11 @@ impl TreeRoot {
         Self { pid, leads_session: true, started_ticks, reaped_ticks }
     }
 
+    /// The tree of a lost job of which nobody knows the process: only the mark is left to find it by.
+    pub fn of_unknown() -> Self {
+        Self { pid: -1, leads_session: false, started_ticks: 0, reaped_ticks: Some(0) }
+    }
+
     /// The pid of the job's own process.
     pub fn pid(&self) -> i32 {
         self.pid

@@ -70,6 +70,8 @@ impl Signal {
     pub const PIPE: Self = Self(libc::SIGPIPE);
     /// The polite request to end.
     pub const TERM: Self = Self(libc::SIGTERM);
+    /// A child has ended.
+    pub const CHLD: Self = Self(libc::SIGCHLD);
     /// Resumes a stopped process.
     pub const CONT: Self = Self(libc::SIGCONT);
     /// Stops a process; cannot be caught, blocked or ignored.
