@@ -62,5 +62,5 @@ fn jobs_of_another_account_are_in_that_accounts_slice() {
     let places = output.success().text();
     let slice = format!("/afar-{}/job-", account.uid());
     assert!(places.contains(&slice), "{places}");
-    assert_eq!(cgroup.supervisors(account.uid()).len(), 1);
+    assert_eq!(cgroup.supervisors(account.uid()).len(), 2, "the supervisor and its guardian");
 }

@@ -7,6 +7,7 @@
 //! [`store`] is what a supervisor writes down of its jobs.
 
 pub mod classic;
+mod guardian;
 pub mod launch;
 pub mod limits;
 pub mod listener;

@@ -45,3 +45,15 @@ pub const LOG_BYTES_MAX: u64 = 1024 * 1024;
 
 /// How often a supervisor looks whether its socket can still be found.
 pub const SOCKET_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How long what a killed supervisor's jobs have left may take to end, from TERM to KILL.
+pub const LOST_GRACE: Duration = Duration::from_secs(5);
+
+/// How long is waited then for what was killed: the next supervisor waits meanwhile, no longer than
+/// [`ENDING_PATIENCE`].
+pub const LOST_KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+const _: () = assert!(
+    LOST_GRACE.as_secs() + LOST_KILL_PATIENCE.as_secs() < ENDING_PATIENCE.as_secs(),
+    "whoever comes must not give up before the next supervisor can start"
+);

@@ -179,6 +179,12 @@ impl Slice {
         Group::new(&self.directory, name, limits)
     }
 
+    /// The group of this name, if it is there.
+    #[must_use]
+    pub fn existing_group(&self, name: &str) -> Option<Group> {
+        Group::existing(&self.directory, name).ok()
+    }
+
     /// Removes the groups of which nothing is left.
     pub fn sweep(&self) {
         let Ok(listed) = rustix::fs::Dir::read_from(&self.directory) else { return };

@@ -9,7 +9,7 @@ use crate::exit::Exit;
 /// Runs the supervisor of this user, until it has had nothing to do for a while.
 pub(crate) fn cmd_supervisor(args: SupervisorArgs) -> Exit {
     match run(SupervisorConfig { passed: args.passed, ..SupervisorConfig::default() }) {
-        Ok(()) => Exit::Status(0),
+        Ok(status) => Exit::Status(status),
         Err(error) => {
             say(&format!("supervisor: {error}"));
             Exit::Failed

@@ -23,19 +23,23 @@ use std::time::Duration;
 use afar_core::policy::JobScope;
 use afar_net::local::{Introduced, introduced};
 use afar_proto::message::JobId;
+use afar_sys::guard::{Split, split};
 use afar_sys::private_files::PrivateDirError;
 use afar_sys::socket::peer_credentials;
 use afar_sys::users::{User, current_user, effective_uid};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, watch};
 
+use crate::guardian;
 use crate::limits::{GRANT_DEADLINE, SOCKET_INTERVAL, STOP_TIMEOUT};
 use crate::log::Log;
+use crate::paths::jobs_dir;
 use conversation::Conversation;
 use socket::{Claim, Socket};
 
 pub(crate) use environment::{login_variables, shell_of};
 pub use job::{DRAIN_MAX, DRAIN_SILENCE};
+pub(crate) use request::MARK_VARIABLE;
 pub use session::{SESSION_IDLE_MAX, SESSION_QUEUE_MAX, SESSIONS_MAX};
 
 /// How long a supervisor without connections and jobs stays.
@@ -172,16 +176,33 @@ impl Supervisor {
 ///
 /// A line is written to stdout once it listens, which is then closed.
 ///
+/// This process becomes its guardian, and the supervisor is its child. Returns in both: in the guardian
+/// with the status that the supervisor has ended with.
+///
 /// # Errors
 /// See [`SupervisorError`].
-pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
+pub fn run(config: SupervisorConfig) -> Result<u8, SupervisorError> {
     // Whoever started us may ignore it, and then no child could be waited for.
     afar_sys::signals::default_sigchld();
     let claim = if config.passed { Some(Claim::passed()?) } else { Claim::own()? };
-    let Some(claim) = claim else { return Ok(()) };
+    let Some(claim) = claim else { return Ok(0) };
     let user = current_user()
         .map_err(io_error("cannot read the user database"))?
         .ok_or_else(|| SupervisorError::UnknownUser(effective_uid()))?;
+    let cgroups = confine::Cgroups::take(&user, config.log);
+    // Before there is a thread, and while there is little memory to share.
+    match split(c"afar-guardian", c"afar-supervisor") {
+        Ok(Split::Guarded) => {}
+        Ok(Split::Guardian(guard)) => {
+            // Whoever waits for the supervisor to listen waits for it alone.
+            close_stdout();
+            let lock = claim.into_lock();
+            return Ok(guardian::run(guard, lock, Some(&jobs_dir(&user.home)), config.log));
+        }
+        Err(error) => {
+            config.log.error(&format!("no guardian will look after a killed supervisor: {error}"));
+        }
+    }
     let open_files_soft = match afar_sys::inherit::raise_nofile_limit() {
         Ok(limit) => limit.inherited_soft,
         Err(error) => {
@@ -194,7 +215,6 @@ pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
     if let Err(error) = rustix::process::setpriority_process(None, 0) {
         config.log.info(&format!("jobs have the niceness of whoever started the first: {error}"));
     }
-    let cgroups = confine::Cgroups::take(&user, config.log);
     let supervisor = Supervisor { cgroups, ..Supervisor::new(user, open_files_soft, config.log) };
     let supervisor = Rc::new(supervisor);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -203,7 +223,7 @@ pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
         .build()
         .map_err(io_error("cannot start the runtime"))?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, serve(supervisor, claim, config.idle_exit))
+    local.block_on(&runtime, serve(supervisor, claim, config.idle_exit)).map(|()| 0)
 }
 
 async fn serve(
@@ -278,11 +298,16 @@ async fn accept(socket: Option<&Socket>) -> io::Result<UnixStream> {
     }
 }
 
-/// Tells whoever started this process that it listens, and lets go of what it was started with.
+/// Tells whoever started this process that it listens, and needs to be told no more.
 fn say_ready() {
     // A starter that has gone away needs to be told nothing.
     let _ = writeln!(io::stdout());
     let _ = io::stdout().flush();
+    close_stdout();
+}
+
+/// Lets go of what this process was started with.
+fn close_stdout() {
     if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(&null);
     }

@@ -14,13 +14,14 @@ use afar_sys::exec_strings::{env_entry, exec_string, exec_strings};
 use afar_sys::resolve::{SpawnFailure, resolve};
 use afar_sys::users::{User, current_user};
 
+use super::confine::Limits;
 use super::environment::{Variables, login_variables, shell_of};
 
 /// The variable that tells a job its id.
 pub(super) const ID_VARIABLE: &str = "AFAR_JOB_ID";
 
 /// The variable by which a job's descendants are found: unlike the id it is never used twice.
-pub(super) const MARK_VARIABLE: &str = "AFAR_JOB_MARK";
+pub(crate) const MARK_VARIABLE: &str = "AFAR_JOB_MARK";
 
 /// What is executed, ready for posix_spawn.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(super) struct Prepared {
     pub(super) cwd: CString,
     /// The entry of `env` that nothing but this job's processes has.
     pub(super) mark: Vec<u8>,
+    /// What it is held to.
+    pub(super) limits: Limits,
 }
 
 impl Prepared {
@@ -74,7 +77,26 @@ pub(super) fn prepare(
     let program =
         exec_string(program.as_os_str().as_bytes()).map_err(|error| invalid(&error.to_string()))?;
     let mark = [MARK_VARIABLE.as_bytes(), b"=", &mark].concat();
-    Ok(Prepared { program, argv, env, cwd: cwd_string, mark })
+    let limits = limits(spec)?;
+    Ok(Prepared { program, argv, env, cwd: cwd_string, mark, limits })
+}
+
+/// What was asked for, unless nothing could run under it.
+fn limits(spec: &OpenSpec) -> Result<Limits, Refused> {
+    let limits = Limits {
+        memory_bytes: spec.memory_bytes,
+        cpu_milli: spec.cpu_milli,
+        pids_max: spec.pids_max,
+    };
+    let named = [
+        ("memory_bytes", limits.memory_bytes),
+        ("cpu_milli", limits.cpu_milli),
+        ("pids_max", limits.pids_max),
+    ];
+    match named.iter().find(|(_, value)| *value == Some(0)) {
+        Some((name, _)) => Err(invalid(&format!("{name} is 0: nothing could run"))),
+        None => Ok(limits),
+    }
 }
 
 /// The user as the database has it now. Where the login shell decides what is run, it must be the one

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use afar_sys::exec::take_passed;
 use afar_sys::private_files::try_lock_exclusive;
 use afar_sys::socket::{listen_bound, listen_unix, refuse_connections, remove_stale_socket};
+use rustix::fs::FlockOperation;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{SupervisorError, io_error};
@@ -38,7 +39,7 @@ pub(super) struct Claim {
 
 enum Kind {
     Own { path: PathBuf, lock: OwnedFd },
-    Passed { _lock: OwnedFd },
+    Passed { lock: OwnedFd },
 }
 
 impl Claim {
@@ -62,7 +63,7 @@ impl Claim {
 
     /// A place of root's: its socket, which is bound, and its lock.
     pub(super) fn of_passed(bound: OwnedFd, lock: OwnedFd) -> Self {
-        Self { kind: Kind::Passed { _lock: lock }, bound: Some(bound) }
+        Self { kind: Kind::Passed { lock }, bound: Some(bound) }
     }
 
     /// What can be listened on again: nothing, where the place is not ours. Then the lock is free, and
@@ -70,7 +71,18 @@ impl Claim {
     pub(super) fn renewable(self) -> Option<Self> {
         match self.kind {
             Kind::Own { .. } => Some(self),
-            Kind::Passed { .. } => None,
+            Kind::Passed { lock } => {
+                // The guardian has the same lock open, and holds it no longer than we do.
+                let _ = rustix::fs::flock(&lock, FlockOperation::NonBlockingUnlock);
+                None
+            }
+        }
+    }
+
+    /// The lock alone, for the guardian: it is held until both have let go of it.
+    pub(super) fn into_lock(self) -> OwnedFd {
+        match self.kind {
+            Kind::Own { lock, .. } | Kind::Passed { lock } => lock,
         }
     }
 

@@ -61,6 +61,12 @@ impl Group {
         Ok(group)
     }
 
+    pub(super) fn existing(parent: &OwnedFd, name: &str) -> io::Result<Self> {
+        let name = CString::new(format!("{PREFIX}{name}"))?;
+        let directory = open_directory(parent, OsStr::from_bytes(name.to_bytes()))?;
+        Ok(Self { directory, parent: parent.try_clone()?, name })
+    }
+
     fn limit(&self, limits: &GroupLimits) -> io::Result<()> {
         if let Some(bytes) = limits.memory_bytes {
             write_file(&self.directory, "memory.max", &bytes.to_string())?;

@@ -107,7 +107,14 @@ impl Drop for Server {
     fn drop(&mut self) {
         let server = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         let supervisor = self.supervisor();
-        let kept = [server, supervisor];
+        // The supervisor's parent is its guardian, which ends with it.
+        let guardian = supervisor.and_then(|supervisor| {
+            let supervisor = supervisor.as_raw_pid();
+            let below = find_descendants().unwrap_or_default();
+            let found = below.iter().find(|process| process.id.pid == supervisor)?;
+            Pid::from_raw(found.parent)
+        });
+        let kept = [server, supervisor, guardian];
         // What is killed may have made more meanwhile.
         for _ in 0..KILL_ROUNDS {
             let below = find_descendants().unwrap_or_default();

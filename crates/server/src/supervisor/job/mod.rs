@@ -284,7 +284,8 @@ impl Job {
             user_us: micros(ended.user),
             sys_us: micros(ended.system),
             max_rss_bytes: ended.max_rss_bytes,
-            ..Receipt::default()
+            read_bytes: ended.io.map(|io| io.read_bytes),
+            written_bytes: ended.io.map(|io| io.written_bytes),
         };
         for output in &mut self.outputs {
             output.process_ended();

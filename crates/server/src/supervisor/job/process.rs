@@ -3,13 +3,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use afar_proto::outcome::End;
-use afar_sys::cgroup::Group;
+use afar_sys::cgroup::{Group, GroupIo};
 use afar_sys::child::{Child, Ended};
 use afar_sys::process_tree::CommandRoot;
 use afar_sys::signals::Signal;
@@ -79,6 +79,8 @@ pub(super) struct ProcessEnd {
     pub(super) user: Duration,
     pub(super) system: Duration,
     pub(super) max_rss_bytes: u64,
+    /// What was read from storage and written to it; `None` where nobody counts that.
+    pub(super) io: Option<GroupIo>,
     pub(super) session_restarted: bool,
 }
 
@@ -110,8 +112,11 @@ impl Process {
     pub(super) fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<ProcessEnd> {
         match self {
             Self::Own { child, watch, group } => poll_child(child, watch, context).map(|ended| {
-                let for_memory = group.as_ref().and_then(|group| group.ended_for_memory());
-                ProcessEnd::of(ended).with_memory_counted(for_memory)
+                let group = group.as_deref();
+                let for_memory = group.and_then(Group::ended_for_memory);
+                // Of all of the job, and not only of what somebody has waited for.
+                let io = group.and_then(Group::io);
+                ProcessEnd::of(ended).with_memory_counted(for_memory).with_io(io)
             }),
             Self::InSession(command) => command.poll_ended(context),
         }
@@ -168,6 +173,7 @@ impl Command {
             user: ended.user,
             system: ended.system,
             max_rss_bytes: 0,
+            io: None,
             session_restarted: ended.restarted,
         })
     }
@@ -181,8 +187,16 @@ impl ProcessEnd {
             user: usage.map_or(Duration::ZERO, |usage| usage.user),
             system: usage.map_or(Duration::ZERO, |usage| usage.system),
             max_rss_bytes: usage.map_or(0, |usage| usage.max_rss_bytes),
+            io: usage.filter(|_| storage_is_counted()).map(|usage| GroupIo {
+                read_bytes: usage.read_bytes,
+                written_bytes: usage.written_bytes,
+            }),
             session_restarted: false,
         }
+    }
+
+    fn with_io(self, io: Option<GroupIo>) -> Self {
+        Self { io: io.or(self.io), ..self }
     }
 
     /// What the job's cgroup knows better: whether a KILL was the kernel's, for want of memory. It has
@@ -196,6 +210,13 @@ impl ProcessEnd {
         }
         self
     }
+}
+
+/// Whether this kernel accounts for what a process reads from storage; if not, it tells zeros.
+fn storage_is_counted() -> bool {
+    static COUNTED: LazyLock<bool> =
+        LazyLock::new(|| std::fs::exists("/proc/self/io").unwrap_or(false));
+    *COUNTED
 }
 
 #[cfg(test)]

@@ -24,7 +24,6 @@ use super::input::Input;
 use super::output::Output;
 use super::process::{ExitWatch, Process};
 use super::{FromJob, Job, ToJob};
-use crate::supervisor::confine::Limits;
 use crate::supervisor::request::{Prepared, refuse_spawn};
 use crate::supervisor::{Stay, Supervisor};
 
@@ -54,7 +53,7 @@ pub(in crate::supervisor) fn start(
     let Pipes { ours, childs } = Pipes::new(spec).map_err(no_pipe)?;
     let (user, log) = (&supervisor.user, supervisor.log);
     let mut confined =
-        supervisor.cgroups.confine(prepared.mark_value(), Limits::default(), user, log);
+        supervisor.cgroups.confine(prepared.mark_value(), prepared.limits, user, log);
     let request = SpawnRequest {
         program: &prepared.program,
         argv: &prepared.argv,

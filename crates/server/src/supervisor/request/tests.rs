@@ -135,3 +135,19 @@ fn a_job_is_marked_once_whatever_the_client_sets() {
     let mark = entry(&first, "AFAR_JOB_MARK").unwrap();
     assert_eq!([b"AFAR_JOB_MARK=", mark].concat(), first.mark);
 }
+
+#[test]
+fn limits_under_which_nothing_could_run_are_refused() {
+    let limited = |memory_bytes, cpu_milli, pids_max| {
+        let spec = OpenSpec { memory_bytes, cpu_milli, pids_max, ..spec(argv(&["true"])) };
+        prepare(&spec, &grant(None), &user(), 0)
+    };
+    for (memory, cpu, pids) in
+        [(Some(0), None, None), (None, Some(0), None), (Some(1), Some(1), Some(0))]
+    {
+        assert_eq!(reason(limited(memory, cpu, pids)), RefusalReason::Invalid);
+    }
+    let limits = limited(Some(1), None, Some(u64::MAX)).unwrap().limits;
+    let expected = Limits { memory_bytes: Some(1), cpu_milli: None, pids_max: Some(u64::MAX) };
+    assert_eq!(limits, expected);
+}

@@ -37,6 +37,10 @@ pub(in crate::supervisor) fn prepare_in_session(
     if spec.cwd.is_some() {
         return Err(invalid("a session has a working directory of its own: use cd there"));
     }
+    if spec.memory_bytes.or(spec.cpu_milli).or(spec.pids_max).is_some() {
+        let why = "limits hold a process of a job's own, and not a command in a session's shell";
+        return Err(invalid(why));
+    }
     let text = text(&spec.command)?;
     let mut asked = Vec::new();
     for (name, value) in &spec.env {

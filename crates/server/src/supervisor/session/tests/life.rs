@@ -203,13 +203,15 @@ fn fault_46_47_what_a_shell_can_not_be_given_is_refused() {
     let rig = Rig::new("/bin/sh");
     let mut with_cwd = rig.spec("true");
     with_cwd.cwd = Some("/".into());
+    let mut limited = rig.spec("true");
+    limited.pids_max = Some(7);
     let mut bad_name = rig.spec("true");
     bad_name.env = vec![("a-b".into(), "x".into())];
     let mut nul_value = rig.spec("true");
     nul_value.env = vec![("A".into(), vec![0].into())];
     let mut empty = rig.spec("");
     empty.command = Command::Argv(Vec::new());
-    for spec in [with_cwd, bad_name, nul_value, empty, rig.spec(b"a\0b")] {
+    for spec in [with_cwd, limited, bad_name, nul_value, empty, rig.spec(b"a\0b")] {
         let refused = prepare_in_session(&spec, &rig.grant, 1, 0).unwrap_err();
         assert_eq!(refused.reason, RefusalReason::Invalid, "{spec:?}");
     }
