@@ -5,20 +5,14 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _, pipe};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use afar_client::{Account, Client, Command, Error, SshConfig, Target};
-use afar_core::key::PublicKeyBlob;
 use afar_e2e::raw::{FakeServer, Key, RawClient, control};
 use afar_e2e::{DEADLINE, Direction, Home, Host, Output, Proxy, Run, Running, Source, Terminal};
 use afar_proto::frame::Kind;
-use aws_lc_rs::digest::{SHA256, digest};
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use rustix::process::Signal;
 
 /// `afar run OPTIONS TARGET echo in` of a home; the options say what keys there are.
@@ -471,105 +465,4 @@ fn nobody_vouches_for_the_key_of_another() {
     client.link.expect(Kind::AuthOk);
     // The other one is as free as before.
     assert_eq!(host.script("echo free").output().success().text(), "free\n");
-}
-
-/// An agent with an ed25519 key in a FIDO token, which is made of software: it signs what a real one
-/// would (OpenSSH's PROTOCOL.u2f), with the flags that a test wants.
-struct TokenAgent {
-    socket: PathBuf,
-    line: String,
-    flags: Arc<AtomicU8>,
-}
-
-fn string(bytes: &[u8]) -> Vec<u8> {
-    [&u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
-}
-
-impl TokenAgent {
-    const TYPE: &str = "sk-ssh-ed25519@openssh.com";
-
-    fn start(home: &Home) -> Self {
-        let pair = Ed25519KeyPair::generate().unwrap();
-        let public = string(pair.public_key().as_ref());
-        let blob = [string(Self::TYPE.as_bytes()), public, string(b"ssh:")].concat();
-        let key = PublicKeyBlob::from_wire(blob.clone()).unwrap();
-        let socket = home.file("token-agent");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let flags = Arc::new(AtomicU8::new(0));
-        let set = Arc::clone(&flags);
-        // It waits for the next client until the test's process ends.
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let flags = set.load(Ordering::SeqCst);
-                // A client that goes away says so at the other end.
-                let _ = stream.and_then(|stream| answer(stream, &pair, &blob, flags));
-            }
-        });
-        Self { socket, line: key.to_fields(), flags }
-    }
-
-    fn touch(&self, flags: u8) {
-        self.flags.store(flags, Ordering::SeqCst);
-    }
-}
-
-/// Answers one request, as the client makes one a connection.
-fn answer(
-    mut stream: UnixStream,
-    pair: &Ed25519KeyPair,
-    blob: &[u8],
-    flags: u8,
-) -> std::io::Result<()> {
-    let mut length = [0; 4];
-    stream.read_exact(&mut length)?;
-    let mut request = vec![0; u32::from_be_bytes(length) as usize];
-    stream.read_exact(&mut request)?;
-    let answer = match request.split_first() {
-        Some((11, _)) => [&[12, 0, 0, 0, 1][..], &string(blob), &string(b"a token")].concat(),
-        Some((13, rest)) => {
-            // The key's blob, then what is to be signed.
-            let data = &rest[4 + blob.len()..];
-            let length = u32::from_be_bytes(data[..4].try_into().unwrap()) as usize;
-            let said = [&[flags][..], &[0, 0, 0, 9]].concat();
-            let signed = [
-                digest(&SHA256, b"ssh:").as_ref(),
-                &said,
-                digest(&SHA256, &data[4..4 + length]).as_ref(),
-            ]
-            .concat();
-            let kind = string(TokenAgent::TYPE.as_bytes());
-            let raw = [kind, string(pair.sign(&signed).as_ref()), said].concat();
-            [vec![14], string(&raw)].concat()
-        }
-        _ => vec![5],
-    };
-    stream.write_all(&string(&answer))
-}
-
-#[test]
-fn a_fido_key_in_an_agent_has_to_be_touched_unless_its_line_says_otherwise() {
-    const TOUCHED: u8 = 1;
-    const VERIFIED: u8 = 4;
-    let host = Host::start();
-    let agent = TokenAgent::start(&host);
-    std::fs::remove_file(host.key()).unwrap();
-    for (options, flags, let_in) in [
-        ("", TOUCHED, true),
-        ("", 0, false),
-        ("", VERIFIED, false),
-        ("no-touch-required ", 0, true),
-        ("verify-required ", TOUCHED, false),
-        ("verify-required ", TOUCHED | VERIFIED, true),
-        ("no-touch-required,verify-required ", VERIFIED, true),
-    ] {
-        host.write("authorized_keys", format!("{options}{}\n", agent.line));
-        agent.touch(flags);
-        let run = run_with(&host, &[], &host.target()).env("SSH_AUTH_SOCK", &agent.socket);
-        let output = run.output();
-        assert_eq!(output.code() == 0, let_in, "{options:?} {flags}: {output:?}");
-    }
-    let log = final_log(&host);
-    for reason in ["its token was not touched", "its token did not verify its user"] {
-        assert!(log.contains(reason), "{log}");
-    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use afar_core::diagnostic::Diagnostics;
 use afar_core::key::PublicKeyBlob;
@@ -12,19 +12,11 @@ use afar_core::policy::{Basis, Grant, GrantKind, Restrictions};
 use afar_net::accept::{Admitted, Denied, Gatekeeper, ProvedLogin};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::delegations::{Delegations, Voucher};
 use super::trust::{AcceptedKeys, Refusal, ServerFiles, check_token, describe};
 use crate::local_files::{KnownLocal, are_local};
 use crate::log::Log;
 use crate::monitor::Monitor;
-
-/// For how long an ephemeral key may stand in for the key that vouched for it.
-pub const DELEGATION_LIFETIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Ephemeral keys that are remembered at once; the one that ends first goes when there are more.
-pub const DELEGATIONS_MAX: usize = 4096;
-
-/// Those of one user, so that nobody pushes another's out.
-pub const DELEGATIONS_PER_USER_MAX: usize = 64;
 
 /// How long reading a user's files of keys may take, with the wait for a turn. The client has a
 /// minute in all (`W-9.13`).
@@ -40,7 +32,7 @@ pub(super) struct Gate {
     monitor: Arc<Monitor>,
     server_files: Arc<ServerFiles>,
     /// Shared with the gate that follows this one.
-    delegations: Arc<Mutex<BTreeMap<Delegated, Delegation>>>,
+    delegations: Arc<Delegations>,
     /// Shared likewise: what does not end goes on.
     reads: Reads,
     /// Whether all that decides about the account of whoever runs the server is on this machine.
@@ -48,17 +40,6 @@ pub(super) struct Gate {
     /// What was last remarked on a file, if anything.
     remarks: Mutex<BTreeMap<PathBuf, Diagnostics>>,
     log: Log,
-}
-
-/// A user and an ephemeral key that may stand in for one of that user's keys.
-type Delegated = (String, Vec<u8>);
-
-/// What an ephemeral key stands in for. Its grant is looked up anew whenever it is used, so that a
-/// key that was removed takes its ephemeral keys with it.
-#[derive(Clone, Debug)]
-struct Delegation {
-    key: PublicKeyBlob,
-    until: Instant,
 }
 
 /// A key that may come in.
@@ -223,11 +204,14 @@ impl Gate {
             Ok(restrictions) => return found(GrantKind::Key, key.clone(), restrictions),
             Err(refusal) => refusal,
         };
-        let delegator = self.delegator(user, key.as_bytes()).ok_or(refusal)?;
-        let restrictions = accepted
-            .judge(&delegator, source)
-            .map_err(|refusal| format!("{} vouched for it: {refusal}", describe(&delegator)))?;
-        found(GrantKind::Delegated, delegator, restrictions)
+        let voucher = self.delegations.voucher(user, key.as_bytes()).ok_or(refusal)?;
+        let judged = accepted.judge(&voucher.key, source).and_then(|restrictions| {
+            voucher.check(&restrictions)?;
+            Ok(restrictions)
+        });
+        let restrictions = judged
+            .map_err(|refusal| format!("{} vouched for it: {refusal}", describe(&voucher.key)))?;
+        found(GrantKind::Delegated, voucher.key, restrictions)
     }
 
     /// Says what there is to remark on the files, once for each change of what that is.
@@ -251,51 +235,6 @@ impl Gate {
             }
         }
     }
-
-    fn delegations(&self) -> MutexGuard<'_, BTreeMap<Delegated, Delegation>> {
-        // The map is whole after every statement, so a panic elsewhere leaves nothing half done.
-        self.delegations.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The key that vouched for this ephemeral one.
-    fn delegator(&self, user: &str, key: &[u8]) -> Option<PublicKeyBlob> {
-        let now = Instant::now();
-        let mut delegations = self.delegations();
-        delegations.retain(|_, delegation| delegation.until > now);
-        let delegated = (user.to_owned(), key.to_vec());
-        delegations.get(&delegated).map(|delegation| delegation.key.clone())
-    }
-
-    fn delegate(
-        &self,
-        user: &str,
-        (ephemeral, lifetime_s): (&[u8], u32),
-        key: &PublicKeyBlob,
-    ) -> Option<u32> {
-        let ephemeral = PublicKeyBlob::from_wire(ephemeral.to_vec()).ok()?;
-        if ephemeral.algorithm() != "ssh-ed25519" || lifetime_s == 0 {
-            return None;
-        }
-        let delegated = (user.to_owned(), ephemeral.into_bytes());
-        let lifetime = Duration::from_secs(lifetime_s.into()).min(DELEGATION_LIFETIME_MAX);
-        let until = Instant::now() + lifetime;
-        let mut delegations = self.delegations();
-        // Nobody has proved to hold the ephemeral key: one that another key vouched for stays that
-        // one's, or a restricted key could put its own restrictions on it.
-        if delegations.get(&delegated).is_some_and(|found| found.key != *key) {
-            return None;
-        }
-        let of_user = delegations.keys().filter(|(name, _)| name == user).count();
-        let full = delegations.len() >= DELEGATIONS_MAX || of_user >= DELEGATIONS_PER_USER_MAX;
-        if full && !delegations.contains_key(&delegated) {
-            let own_first = of_user > 0;
-            let going = delegations.iter().filter(|((name, _), _)| !own_first || name == user);
-            let first = going.min_by_key(|(_, d)| d.until).map(|(k, _)| k.clone());
-            first.and_then(|first| delegations.remove(&first));
-        }
-        delegations.insert(delegated, Delegation { key: key.clone(), until });
-        u32::try_from(lifetime.as_secs()).ok()
-    }
 }
 
 impl Gatekeeper for Gate {
@@ -317,10 +256,11 @@ impl Gatekeeper for Gate {
         let found = keys.iter().position(|key| {
             let Ok(key) = PublicKeyBlob::from_wire(key.to_vec()) else { return false };
             let Err(reason) = accepted.judge(&key, source) else { return true };
-            if self
-                .delegator(user, key.as_bytes())
-                .is_some_and(|key| accepted.judge(&key, source).is_ok())
-            {
+            let voucher = self.delegations.voucher(user, key.as_bytes());
+            if voucher.is_some_and(|voucher| {
+                let judged = accepted.judge(&voucher.key, source);
+                judged.is_ok_and(|restrictions| voucher.check(&restrictions).is_ok())
+            }) {
                 return true;
             }
             // Most clients ask about keys that are not meant for this server; a certificate that is
@@ -347,7 +287,10 @@ impl Gatekeeper for Gate {
             Ok(Found { kind, key, uid, restrictions, basis }) => {
                 let delegate_lifetime_s = match (kind, login.delegate) {
                     // An ephemeral key vouches for no other one, or it would never end.
-                    (GrantKind::Key, Some(wanted)) => self.delegate(login.user, wanted, &key),
+                    (GrantKind::Key, Some(wanted)) => {
+                        let voucher = Voucher::new(key.clone(), login.key.fido());
+                        self.delegations.delegate(login.user, wanted, voucher, &restrictions)
+                    }
                     _ => None,
                 };
                 let grant = Grant {
@@ -390,25 +333,6 @@ mod tests {
             shell: "/bin/sh".into(),
             gecos: "".into(),
         }
-    }
-
-    /// A key of this number, whose other half nobody has.
-    fn blob(number: usize) -> PublicKeyBlob {
-        let mut wire = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
-        wire.extend(u32::try_from(number).unwrap().to_be_bytes().repeat(8));
-        PublicKeyBlob::from_wire(wire).unwrap()
-    }
-
-    #[test]
-    fn an_ephemeral_key_stands_in_for_its_key_for_a_bounded_time_only() {
-        let gate = gate(user(), &[]);
-        let (key, ephemeral) = (blob(1), blob(2));
-        assert_eq!(gate.delegator("ann", ephemeral.as_bytes()), None);
-        let day = u32::try_from(DELEGATION_LIFETIME_MAX.as_secs()).unwrap();
-        assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), u32::MAX), &key), Some(day));
-        assert_eq!(gate.delegator("ann", ephemeral.as_bytes()), Some(key.clone()));
-        assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 0), &key), None);
-        assert_eq!(gate.delegate("ann", (b"no key", 60), &key), None);
     }
 
     fn gate(own: User, authorized_keys: &[&str]) -> Gate {
@@ -489,15 +413,6 @@ mod tests {
         assert!(!admitted(String::new()).await);
     }
 
-    #[test]
-    fn an_ephemeral_key_is_good_for_the_user_whose_key_vouched_for_it_only() {
-        let gate = gate(user(), &[]);
-        let (key, ephemeral) = (blob(1), blob(2));
-        assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 60), &key), Some(60));
-        assert_eq!(gate.delegator("bob", ephemeral.as_bytes()), None);
-        assert_eq!(gate.delegator("ann", ephemeral.as_bytes()), Some(key));
-    }
-
     /// A key's blob, and a proof of it: the only way to a [`ProvedLogin`] is a signature.
     async fn proved() -> afar_net::sshsig::VerifiedKey {
         let key = afar_net::signer::DelegatedKey::generate().unwrap();
@@ -527,37 +442,5 @@ mod tests {
         let grant = gate.admit(&login).await.unwrap().grant;
         assert_eq!(grant.kind, GrantKind::Key);
         assert_eq!(grant.restrictions, Restrictions::default());
-    }
-
-    #[test]
-    fn an_ephemeral_key_stays_that_of_the_key_which_vouched_for_it_first() {
-        let gate = gate(user(), &[]);
-        let (first, second, ephemeral) = (blob(1), blob(2), blob(3));
-        assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 60), &first), Some(60));
-        assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 60), &second), None);
-        assert_eq!(gate.delegate("ann", (ephemeral.as_bytes(), 90), &first), Some(90));
-        assert_eq!(gate.delegator("ann", ephemeral.as_bytes()), Some(first));
-    }
-
-    #[test]
-    fn ephemeral_keys_are_bounded_in_number_for_each_user_and_in_all() {
-        let gate = gate(user(), &[]);
-        let delegate = |name: &str, number, lifetime_s| {
-            let key = blob(number);
-            assert!(gate.delegate(name, (key.as_bytes(), lifetime_s), &key).is_some());
-        };
-        // Ann's ends first of all, and stays: whoever asks for too many loses his own.
-        delegate("ann", 0, 10);
-        for number in 0..=DELEGATIONS_PER_USER_MAX {
-            delegate("bob", number, 60);
-        }
-        assert_eq!(gate.delegations().len(), 1 + DELEGATIONS_PER_USER_MAX);
-        assert!(gate.delegator("ann", blob(0).as_bytes()).is_some());
-        assert!(gate.delegator("bob", blob(0).as_bytes()).is_none());
-        assert!(gate.delegator("bob", blob(1).as_bytes()).is_some());
-        for number in 0..=DELEGATIONS_MAX {
-            delegate(&format!("user {}", number / DELEGATIONS_PER_USER_MAX), number, 60);
-        }
-        assert_eq!(gate.delegations().len(), DELEGATIONS_MAX);
     }
 }

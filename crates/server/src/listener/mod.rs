@@ -3,6 +3,7 @@
 //! It can be killed, restarted or upgraded at any moment. It holds no job and parses nothing of
 //! one.
 
+mod delegations;
 mod door;
 mod gate;
 mod hand_off;
@@ -46,7 +47,10 @@ use launches::Launches;
 
 use live::{Current, Found, Live, Own};
 
-pub use gate::{DELEGATION_LIFETIME_MAX, DELEGATIONS_MAX, DELEGATIONS_PER_USER_MAX};
+pub use delegations::{
+    DELEGATION_LIFETIME_MAX, DELEGATION_PRESENT_LIFETIME_MAX, DELEGATIONS_MAX,
+    DELEGATIONS_PER_USER_MAX,
+};
 pub use live::{Reload, check};
 
 /// Connections that the kernel may hold until they are accepted.
