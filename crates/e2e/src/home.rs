@@ -31,9 +31,23 @@ impl Home {
     /// It can't be made.
     #[must_use]
     pub fn new() -> Self {
+        Self::made_in(&profile_directory(), 0o700)
+    }
+
+    /// One for what counts for everybody, which all users must be able to reach: in `/tmp`, because the
+    /// target directory may be in somebody's home.
+    ///
+    /// # Panics
+    /// As [`Home::new`].
+    #[must_use]
+    pub fn for_everybody() -> Self {
+        Self::made_in(&std::env::temp_dir(), 0o755)
+    }
+
+    fn made_in(parent: &Path, mode: u32) -> Self {
         let mut builder = tempfile::Builder::new();
-        builder.prefix("e2e-").permissions(Permissions::from_mode(0o700));
-        let directory = builder.tempdir_in(profile_directory()).expect("target can be written");
+        builder.prefix("e2e-").permissions(Permissions::from_mode(mode));
+        let directory = builder.tempdir_in(parent).expect("the place can be written");
         let user = afar_sys::users::current_user().expect("the user database can be read");
         let user = user.expect("whoever runs the tests is in the user database").name;
         let user = user.into_string().expect("names of users are UTF-8");

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use afar_e2e::raw::{End, Key, RawClient};
-use afar_e2e::{Home, Host, HostBuilder, Output, Run, Sshd};
+use afar_e2e::{Account, Home, Host, HostBuilder, Output, Run, Sshd, can_make_accounts};
 use afar_proto::frame::Kind;
 use rustix::process::Signal;
 
@@ -37,7 +37,7 @@ struct Authorities {
 
 impl Authorities {
     fn new() -> Self {
-        let home = Home::new();
+        let home = Home::for_everybody();
         let [good, revoked, other] = ["good", "revoked", "other"].map(|name| home.make_key(name));
         let rsa = home.file("rsa");
         keygen(["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", text(&rsa)]);
@@ -314,6 +314,59 @@ fn a_line_of_authorized_keys_trusts_an_authority_for_its_principals() {
     assert_eq!(output.code(), 255);
 }
 
+/// W-4.15: root's server serves the account that a certificate names, as that account.
+#[test]
+fn a_certificate_lets_into_the_account_that_it_names_and_into_no_other() {
+    if !can_make_accounts() {
+        return;
+    }
+    let authorities = Authorities::new();
+    let host = authorities.host().serve_accounts();
+    let host = host.serve_arg("--penalty-exempt").serve_arg("127.0.0.1").start();
+    let (ann, bob) = (Account::new(), Account::new());
+    let certify = |authority: &Path, options: &[&str]| {
+        authorities.certify(authority, &host.key(), options);
+    };
+    let asks = |account: &Account, words: &[&str]| {
+        let run = host.afar(["run", "-F", "none", "--known-hosts"]).arg(host.known_hosts());
+        let run = run.arg("-n").arg(host.target_of(account)).arg("--");
+        words.iter().fold(run, Run::arg).output()
+    };
+    let refuses = |account: &Account| {
+        asks(account, &["true"]).expect_code(255);
+    };
+
+    certify(&authorities.good, &["-n", ann.name()]);
+    let (ann_is, bob_is) = (format!("{}\n", ann.name()), format!("{}\n", bob.name()));
+    assert_eq!(asks(&ann, &["id", "-un"]).success().text(), ann_is);
+    refuses(&bob);
+    assert_eq!(run(&host, &["true"]).output().code(), 255, "root is not named");
+    certify(&authorities.good, &["-n", &format!("{},{}", ann.name(), bob.name())]);
+    assert_eq!(asks(&bob, &["id", "-un"]).success().text(), bob_is);
+    certify(&authorities.good, &["-n", ann.name(), "-O", "force-command=echo forced; id -un"]);
+    assert_eq!(asks(&ann, &["true"]).success().text(), format!("forced\n{ann_is}"));
+
+    // What is not good is none for an account either.
+    for options in [&["-V", "20200101:20210101"][..], &["-z", "66"], &["-h"]] {
+        certify(&authorities.good, &[&["-n", ann.name()], options].concat());
+        refuses(&ann);
+    }
+    certify(&authorities.revoked, &["-n", ann.name()]);
+    refuses(&ann);
+
+    // An authority of the account's own, which is read as the account.
+    certify(&authorities.other, &["-n", "ops"]);
+    refuses(&ann);
+    let line = Home::public_line(&authorities.other);
+    ann.authorize(&format!("cert-authority,principals=\"ops\" {line}"));
+    assert_eq!(asks(&ann, &["id", "-un"]).success().text(), ann_is);
+    refuses(&bob);
+    let log = final_log(&host);
+    for reason in ["does not name", "has expired", "serial number 66", "authority is revoked"] {
+        assert!(log.contains(reason), "{reason}:\n{log}");
+    }
+}
+
 #[test]
 fn what_a_certificate_forces_is_what_runs() {
     let authorities = Authorities::new();
@@ -371,14 +424,18 @@ fn fault_76_what_is_revoked_while_the_server_runs_is_refused_from_then_on() {
 
 #[test]
 fn fault_83_a_server_does_not_start_with_files_that_it_cannot_believe() {
-    let home = Home::new();
+    let home = Home::for_everybody();
     let open = home.write("open", "");
     set_mode(&open, 0o666);
     let (missing, closed) = (home.file("missing"), home.write("closed", ""));
+    let private = Home::new();
+    let hidden = private.write("hidden", "");
     let mut cases = vec![(&open, "written by others"), (&missing, "No such file")];
     if rustix::process::geteuid().is_root() {
         // Other users' supervisors could not look at it.
         cases.push((&closed, "chmod a+r"));
+        set_mode(&hidden, 0o644);
+        cases.push((&hidden, "not everybody may enter"));
     }
     for flag in ["--trusted-user-ca-keys", "--revoked-keys"] {
         for (file, why) in &cases {

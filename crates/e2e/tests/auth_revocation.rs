@@ -53,7 +53,7 @@ fn fault_76_a_removed_key_starts_nothing_more_on_a_connection_that_it_has() {
 
 #[test]
 fn fault_76_a_revoked_key_starts_nothing_more_on_a_connection_that_it_has() {
-    let home = Home::new();
+    let home = Home::for_everybody();
     let revoked = home.file("revoked");
     std::fs::write(&revoked, "").unwrap();
     let host = Host::builder().serve_arg("--revoked-keys").serve_arg(&revoked).start();

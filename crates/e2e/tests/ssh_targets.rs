@@ -88,6 +88,47 @@ fn everything_of_run_works_over_ssh() {
 }
 
 #[test]
+fn what_a_run_is_told_arrives_over_ssh_too() {
+    let far = Far::new();
+    let output = far.run(&["--cwd", "/usr", "-e", "A=it's a b", "-c", "pwd; echo \"$A\""]).output();
+    assert_eq!(output.success().text(), "/usr\nit's a b\n");
+    let output = far.run(&["--merge", "-c", "echo a; echo b >&2; echo c"]).output();
+    assert_eq!((output.success().text(), output.error_text()), ("a\nb\nc\n", ""));
+    // ssh's own words are none of the events.
+    let output = far.run(&["--json", "-c", "printf out; printf err >&2; exit 3"]).output();
+    let parse = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+    let events: Vec<_> = output.expect_code(3).text().lines().map(parse).collect();
+    assert_eq!(events[0]["event"], "started");
+    for (stream, text) in [("stdout", "out"), ("stderr", "err")] {
+        let mut outputs = events.iter().filter(|event| event["event"] == "output");
+        let output = outputs.find(|event| event["stream"] == stream).unwrap();
+        assert_eq!(output["data"], text);
+    }
+    let last = events.last().unwrap();
+    assert_eq!((&last["event"], &last["target"]), (&"finished".into(), &far.target().into()));
+    assert_eq!(last["end"], serde_json::json!({"kind": "exited", "code": 3}));
+}
+
+#[test]
+fn a_session_lasts_from_one_connection_of_ssh_to_the_next() {
+    let far = Far::new();
+    let session = |words: &[&str]| far.run(&[&["--session", "s"], words].concat()).output();
+    session(&["--", "cd", "/usr"]).success();
+    session(&["-e", "V=a b", "-c", "f() { echo \"f $V\" >&2; return 3; }"]).success();
+    let output = session(&["--merge", "-c", "pwd; f"]);
+    assert_eq!(output.expect_code(3).text(), "/usr\nf a b\n");
+    assert_eq!(session(&["-c", "echo $?"]).success().text(), "3\n");
+    // Whoever comes by another way as the same user, under the same grant, finds it as well.
+    let local = far.host.run_at("local", ["--session", "s", "-c", "pwd"]).output();
+    assert_eq!(local.success().text(), "/usr\n");
+    let output = session(&["--cwd", "/", "--", "true"]);
+    assert!(output.expect_code(255).error_text().contains("--cwd"), "{output:?}");
+    let result = far.run(&["-q", "--session", "s", "--result", "-", "-c", "exit 4"]).output();
+    let outcome: serde_json::Value = serde_json::from_str(result.expect_code(4).text()).unwrap();
+    assert_eq!(outcome["session_restarted"], true);
+}
+
+#[test]
 fn large_streams_arrive_whole_in_both_directions() {
     let far = Far::new();
     let bytes = 30_000_000;

@@ -90,11 +90,25 @@ fn server_files(config: &ServeConfig) -> Result<ServerFiles, ServeError> {
 /// can read would count at the login alone. There is nothing secret in them.
 fn check_readable_by_all(path: &Path) -> Result<(), String> {
     const READABLE_BY_ALL: u32 = 0o444;
-    let mode = std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    if mode.permissions().mode() & READABLE_BY_ALL == READABLE_BY_ALL {
-        return Ok(());
+    const OPEN_TO_ALL: u32 = 0o111;
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    let lacks = |path: &Path, bits: u32| {
+        std::fs::metadata(path).map(|found| found.permissions().mode() & bits != bits)
+    };
+    let real = path.canonicalize().map_err(failed)?;
+    if lacks(&real, READABLE_BY_ALL).map_err(failed)? {
+        let path = path.display();
+        return Err(format!("{path}: not readable by everybody, for whom it counts: chmod a+r"));
     }
-    Err(format!("{}: not readable by everybody, for whom it counts: chmod a+r", path.display()))
+    for directory in real.ancestors().skip(1) {
+        if lacks(directory, OPEN_TO_ALL).map_err(failed)? {
+            let (path, directory) = (path.display(), directory.display());
+            return Err(format!(
+                "{path}: it counts for everybody, but not everybody may enter {directory}: chmod a+x, or move it"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What is in effect.
@@ -189,12 +203,23 @@ mod tests {
     #[test]
     fn a_file_that_counts_for_everybody_is_readable_by_everybody() {
         let directory = tempfile::tempdir().unwrap();
+        let set_mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        set_mode(directory.path(), 0o755);
         let path = directory.path().join("revoked");
         assert!(check_readable_by_all(&path).is_err());
         std::fs::write(&path, "").unwrap();
         for (mode, good) in [(0o644, true), (0o444, true), (0o600, false), (0o640, false)] {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            set_mode(&path, mode);
             assert_eq!(check_readable_by_all(&path).is_ok(), good, "{mode:o}");
         }
+        set_mode(&path, 0o644);
+        for (mode, good) in [(0o711, true), (0o750, false), (0o700, false)] {
+            set_mode(directory.path(), mode);
+            assert_eq!(check_readable_by_all(&path).is_ok(), good, "{mode:o}");
+        }
+        let said = check_readable_by_all(&path).unwrap_err();
+        assert!(said.contains("not everybody may enter"), "{said}");
     }
 }
