@@ -10,6 +10,7 @@ mod hand_off;
 mod launches;
 mod live;
 mod ready;
+mod reserve;
 pub(crate) mod trust;
 pub(crate) mod watched_file;
 
@@ -44,6 +45,7 @@ use crate::log::Log;
 use crate::paths::state_dir;
 use door::Door;
 use launches::Launches;
+use reserve::Reserve;
 
 use live::{Current, Found, Live, Own};
 
@@ -388,15 +390,24 @@ fn until_stopped(
 }
 
 async fn accept_all(shared: Arc<Shared>, listener: TcpListener, protocol: Protocol) {
+    let mut reserve = Reserve::new();
+    let mut failing = false;
     loop {
         let (socket, source) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                shared.log.error(&format!("cannot accept a connection: {error}"));
-                tokio::time::sleep(ACCEPT_BACKOFF).await;
+                // Said once, and not for each one who knocks.
+                if !failing {
+                    shared.log.error(&format!("cannot accept a connection: {error}"));
+                }
+                failing = true;
+                if !(Reserve::is_for(&error) && reserve.turn_one_away(&listener).await) {
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
                 continue;
             }
         };
+        failing = false;
         let shared = Arc::clone(&shared);
         match (protocol, &shared.classic) {
             (Protocol::Afar, _) => {

@@ -54,6 +54,10 @@ const UMASK: u32 = 0o022;
 /// Threads for what blocks: reading `/proc` when jobs are ended.
 const BLOCKING_THREADS: usize = 4;
 
+/// How long they stay once there: for ever. One that is there is needed most when no other can be had,
+/// because a job has taken all processes that its user may have: it ends that job.
+const BLOCKING_THREADS_KEPT: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// What a supervisor is to do.
 #[derive(Clone, Copy, Debug)]
 pub struct SupervisorConfig {
@@ -220,10 +224,22 @@ pub fn run(config: SupervisorConfig) -> Result<u8, SupervisorError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(BLOCKING_THREADS_KEPT)
         .build()
         .map_err(io_error("cannot start the runtime"))?;
+    keep_a_thread(&runtime)?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, serve(supervisor, claim, config.idle_exit)).map(|()| 0)
+}
+
+/// Has the runtime start one of its threads for what blocks, which it keeps.
+fn keep_a_thread(runtime: &tokio::runtime::Runtime) -> Result<(), SupervisorError> {
+    // The runtime has no way to say that it can't.
+    let probe =
+        std::thread::Builder::new().spawn(|| ()).map_err(io_error("cannot have a thread"))?;
+    let _ = probe.join();
+    runtime.spawn_blocking(|| ());
+    Ok(())
 }
 
 async fn serve(

@@ -1,0 +1,48 @@
+//! What a server does that has run out of something.
+
+use std::io::Read as _;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use afar_e2e::{Account, Home, Host, can_make_accounts};
+use serde_json::json;
+
+#[test]
+fn fault_61_without_a_descriptor_whoever_comes_is_told_at_once_and_it_recovers() {
+    let host = Host::builder().serve_through(&["prlimit", "--nofile=48"]).start();
+    // They say nothing, and so they hold their descriptors.
+    let mut silent: Vec<TcpStream> =
+        (0..64).map(|_| TcpStream::connect(host.address()).unwrap()).collect();
+    let mut last = silent.pop().unwrap();
+    last.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    // Closed at once, and not left to wait until the others are closed for their silence.
+    let read = last.read(&mut [0]);
+    assert!(matches!(read, Ok(0)) || read.is_err_and(|error| is_reset(&error)));
+    assert!(host.log().contains("cannot accept a connection"), "{}", host.log());
+    drop(silent);
+    host.script("echo back").output().success();
+}
+
+fn is_reset(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::ConnectionReset
+}
+
+#[test]
+fn fault_62_without_a_process_nothing_is_started_and_that_is_said() {
+    // Nobody holds root to it.
+    if !can_make_accounts() {
+        return;
+    }
+    let account = Account::new();
+    // The guardian, the supervisor and a thread of its own.
+    let prlimit = ["prlimit", "--nproc=3"];
+    let host = Host::builder().serve_accounts().serve_through(&prlimit).start();
+    account.authorize(&Home::public_line(&host.key()));
+    let result = host.file("result");
+    let options = ["--result", result.to_str().unwrap(), "--", "true"];
+    let output = host.run_at(&host.target_of(&account), options).output();
+    let refused = output.expect_code(255).error_text();
+    assert!(refused.contains("process"), "{refused}");
+    let outcome = host.json("result");
+    assert_eq!((&outcome["started"], &outcome["phase"]), (&json!("no"), &json!("spawn")));
+}
