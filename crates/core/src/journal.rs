@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use afar_proto::Instant;
 use afar_proto::json::ByteString;
-use afar_proto::message::{JobInfo, JobState, Refused};
-use afar_proto::outcome::{End, Seal, Started as WasStarted};
+use afar_proto::message::{JobInfo, JobState, Refused, StreamInfo};
+use afar_proto::outcome::{End, Seal, Started as WasStarted, StreamSeal};
 use serde::{Deserialize, Serialize};
 
 use crate::job::{Digest, JobKey, Vouch};
@@ -333,6 +333,12 @@ impl Entry {
             info.ended_at_us = Some(ended.at_us);
             info.end = Some(ended.end.clone());
             info.receipt = ended.seal.as_ref().map(|seal| seal.receipt);
+            let streams = ended.seal.iter().flat_map(|seal| &seal.streams);
+            for (name, StreamSeal { bytes, gaps, .. }) in streams {
+                // What is kept of it, a journal does not know.
+                let told = StreamInfo { bytes: *bytes, kept_from: *bytes, gaps: gaps.clone() };
+                info.streams.insert(name.clone(), told);
+            }
         }
         info
     }
@@ -352,6 +358,17 @@ impl Entry {
             (None, None, Some(refused)) => refused.refused.started,
             (None, None, None) => WasStarted::Unknown,
         }
+    }
+
+    /// A journal of this job alone, as the directory of its output has it (`J-5.5`).
+    #[must_use]
+    pub fn to_file(&self) -> Vec<u8> {
+        let mut file = JOURNAL_MAGIC.to_vec();
+        for record in self.records() {
+            // What is too long for a record was not taken into the journal either.
+            let _ = record.push_to(&mut file, 0);
+        }
+        file
     }
 
     fn records(&self) -> impl Iterator<Item = JournalRecord> {
@@ -402,6 +419,13 @@ impl Ledger {
     /// A supervisor begins with what is there.
     pub fn begin(&mut self, began: Began) {
         self.began = Some(began);
+    }
+
+    /// Vouches for nothing before this time since boot any more.
+    pub fn vouch_from(&mut self, boottime_us: u64) {
+        if let Some(began) = &mut self.began {
+            began.vouched_since_us = began.vouched_since_us.max(boottime_us);
+        }
     }
 
     /// Takes a job back that could not be written down.

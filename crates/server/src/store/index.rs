@@ -92,6 +92,13 @@ pub struct Told {
 }
 
 impl EndedJob {
+    /// It, with what is told in agreement with what is kept.
+    pub(super) fn told_now(&self) -> Self {
+        let mut told = self.clone();
+        told.settle();
+        told
+    }
+
     /// Makes what is told agree with what is kept.
     fn settle(&mut self) {
         let info = &mut self.told.info;
@@ -179,6 +186,14 @@ impl Index {
         }
         let version = index.version()?;
         if version == VERSION { Ok(index) } else { Err(IndexError::Version(version)) }
+    }
+
+    /// Whether there is an index.
+    ///
+    /// # Errors
+    /// Something else stands in its place.
+    pub(super) fn is_there(directory: &Directory) -> Result<bool, StoreError> {
+        Ok(directory.file(NAME, Purpose::Read)?.is_some())
     }
 
     fn prepare_to_write(&self) -> Result<(), IndexError> {

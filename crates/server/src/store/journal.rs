@@ -61,6 +61,9 @@ pub enum JournalError {
     /// It has [`JOURNAL_BYTES_MAX`] of what can't be let go of.
     #[error("the journal has {JOURNAL_BYTES_MAX} bytes of jobs that are not in the index")]
     Full,
+    /// There are no random bytes for the name of its spool.
+    #[error("no random bytes: {0}")]
+    Random(std::io::Error),
     /// The record itself is none.
     #[error("{0}")]
     Record(#[from] RecordError),
@@ -123,8 +126,9 @@ impl Journal {
             faults.push("it misses what could not be written".to_owned());
         }
         let ledger = begin(replay, disavowed, beginning);
-        let last_number =
-            ledger.jobs().map(|entry| entry.intended.number).max().unwrap_or_default();
+        // So that a number tells which jobs were there before, whatever the clock does later.
+        let last_number = ledger.jobs().map(|entry| entry.intended.number).max();
+        let last_number = last_number.unwrap_or_default().max(beginning.unix_us);
         let (file, length) = write_anew(directory, disk.as_ref(), &ledger)?;
         directory.remove(DISAVOWED_NAME)?;
         let journal = Self {
@@ -235,6 +239,22 @@ impl Journal {
                 Err(self.directory.error("write", NAME)(error))
             }
         }
+    }
+
+    /// The last number that a job has had, or could have had before this was opened.
+    #[must_use]
+    pub fn last_number(&self) -> u64 {
+        self.last_number
+    }
+
+    /// Something that was to be remembered is lost: from here on nothing before now is vouched for.
+    pub fn forgot(&mut self, since_boot: Duration) {
+        self.ledger.vouch_from(micros(since_boot));
+        self.behind = true;
+        if Self::disavow(&self.directory).is_ok() {
+            self.disavowed = true;
+        }
+        self.catch_up();
     }
 
     /// Says that these jobs are in the index, on the disk.

@@ -33,3 +33,16 @@ pub const INDEX_JOBS_MAX: u64 = 250_000;
 
 /// Most jobs on one page of a list (`J-5.10`).
 pub const INDEX_PAGE_JOBS_MAX: u32 = 1000;
+
+/// How long an ended job waits in the journal for others to be put into the index with it (`J-5.10`).
+pub const INDEX_DELAY: Duration = Duration::from_millis(250);
+
+/// Most jobs that are put into the index in one step (`J-5.10`).
+pub const INDEX_BATCH_JOBS_MAX: usize = 1024;
+
+/// How often is looked for what need not be kept any more (`J-5.11`).
+pub const RETENTION_INTERVAL: Duration = Duration::from_secs(600);
+
+/// How much of the user's quota jobs that have ended may fill before the output of the oldest goes, in
+/// percent: so that what they left does not stop those that run (`J-5.11`).
+pub const RETAINED_PERCENT_MAX: u64 = 80;

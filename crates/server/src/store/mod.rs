@@ -1,10 +1,12 @@
-//! What a supervisor writes down of its jobs, so that what it knows outlives it: the [`Journal`] of
+//! What a supervisor writes down of its jobs, so that what it knows outlives it: the
+//! [`Archive`], made of the [`Journal`] of
 //! their starts and ends, their output in [`Spools`], and the
 //! [`Index`] of those that have ended (chapter 5 of `docs/spec/jobs.md`).
 //!
 //! Formats and decisions are `afar_core`'s ([`journal`](afar_core::journal),
 //! [`record`](afar_core::record)); here are the files.
 
+mod archive;
 mod directory;
 mod disk;
 mod index;
@@ -14,6 +16,7 @@ pub mod limits;
 mod rig;
 mod spool;
 
+pub use archive::{Archive, ArchiveConfig, NewJob, OpenedArchive, tend};
 pub use directory::{Directory, StoreError};
 pub use disk::{Disk, RealDisk};
 pub use index::{EndedJob, Index, IndexError, Told, Use};

@@ -1,0 +1,576 @@
+//! The archive: journal, spools and index as one thing, for the supervisor that owns it.
+//!
+//! Everything that a job waits for is done at once and in memory, or by one write(2) to the journal.
+//! The index is written behind it, many jobs at a time, by a thread of its own (the *keeper*), which
+//! also lets go of what need not be kept any more; until a job is in the index, the archive tells of it
+//! from memory, and the journal has it if this process is killed.
+
+mod keeper;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use afar_core::job::{Digest, JobKey, Vouch};
+use afar_core::journal::{
+    Ended, Entry, Intended, JournalRecord, NotStarted, Started, Summary, TreeEnded, bounded_refusal,
+};
+use afar_proto::message::{JobInfo, Refused, StreamInfo};
+use afar_proto::outcome::{End, Seal};
+use tokio::sync::{Notify, oneshot};
+
+use super::directory::{Directory, StoreError};
+use super::disk::Disk;
+use super::index::{EndedJob, Index, IndexError, Told, Use};
+use super::journal::{Beginning, Journal, JournalError};
+use super::limits::{INDEX_BATCH_JOBS_MAX, INDEX_DELAY, INDEX_PAGE_JOBS_MAX, RETENTION_INTERVAL};
+use super::spool::{Quotas, SpoolFailure, SpoolReader, SpoolWriter, Spools};
+use crate::log::Log;
+use keeper::Keeper;
+
+/// The directory of the spools, in that of the archive.
+const SPOOLS_NAME: &str = "spool";
+
+/// How long the output of a job is kept that nobody can confirm any more.
+const LOST_LIFETIME: Duration = afar_core::job::limits::UNCONFIRMED_LIFETIME;
+
+/// What an archive needs of its surroundings.
+#[derive(Clone, Debug)]
+pub struct ArchiveConfig {
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// How much output may be kept.
+    pub quotas: Quotas,
+    /// The log.
+    pub log: Log,
+}
+
+/// An archive that was opened.
+#[derive(Debug)]
+pub struct OpenedArchive {
+    /// The archive.
+    pub archive: Archive,
+    /// The jobs whose supervisor was killed: they are `lost` now, and what they left behind may still
+    /// be there, unless their guardian has said otherwise.
+    pub lost: Vec<Entry>,
+}
+
+/// A job that is going to be started.
+#[derive(Clone, Debug)]
+pub struct NewJob<'a> {
+    /// Which job.
+    pub key: &'a JobKey,
+    /// What was asked for.
+    pub digest: Digest,
+    /// The mark by which its processes are found.
+    pub mark: &'a str,
+    /// What a list says of it; of this, what was asked for.
+    pub info: &'a JobInfo,
+    /// How long its output is to be kept, if it was asked for.
+    pub keep_s: Option<u64>,
+    /// Now, in microseconds of Unix time.
+    pub at_us: u64,
+}
+
+/// What a supervisor knows of its jobs, for as long as it is to be known.
+#[derive(Debug)]
+pub struct Archive {
+    journal: Journal,
+    spools: Arc<Spools>,
+    keeper: Keeper,
+    directory: Arc<Directory>,
+    log: Log,
+    /// For looking up ids without asking another thread; `None` until there is an index.
+    reader: Option<Index>,
+    /// Which making of the index the reader has.
+    generation: u64,
+    /// Jobs that have ended and may not be in the index yet, as they are to be there.
+    pending: BTreeMap<JobKey, Pending>,
+    batch: Option<Batch>,
+    next_retention_us: u64,
+    /// Says that there is something to be put into the index.
+    work: Rc<Notify>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    job: EndedJob,
+    /// Counts what has changed of it since it ended.
+    change: u64,
+}
+
+/// Jobs on their way to the index.
+#[derive(Debug)]
+struct Batch {
+    changes: Vec<(JobKey, u64)>,
+    done: oneshot::Receiver<bool>,
+}
+
+impl Archive {
+    /// Opens the archive in a directory, which is made if it is missing.
+    ///
+    /// A supervisor that begins anew finds the jobs that its predecessor has not seen the end of, and
+    /// says of them what is known (`J-1.4`); one that goes on after an upgrade has them all.
+    ///
+    /// # Errors
+    /// Somebody else uses it, or it can't be written. Whoever runs jobs without it calls
+    /// [`disavow`](Self::disavow) first.
+    pub fn open(
+        path: &Path,
+        config: &ArchiveConfig,
+        beginning: &Beginning,
+    ) -> Result<OpenedArchive, StoreError> {
+        let ArchiveConfig { disk, quotas, log } = config;
+        let directory = Arc::new(Directory::open(path)?);
+        let opened = Journal::open(&directory, disk, beginning, *log)?;
+        for fault in &opened.faults {
+            log.error(&format!("the journal of jobs in {path:?}: {fault}"));
+        }
+        let spools = Arc::new(Spools::open(&path.join(SPOOLS_NAME), disk, *quotas, *log)?);
+        let journal = opened.journal;
+        let known = journal.ledger().jobs().map(|entry| entry.intended.number).collect();
+        let before = journal.last_number();
+        let keeper = Keeper::new(&directory, &spools, *log, known, before);
+        let mut archive = Self {
+            journal,
+            spools,
+            keeper,
+            directory,
+            log: *log,
+            reader: None,
+            generation: 0,
+            pending: BTreeMap::new(),
+            batch: None,
+            next_retention_us: 0,
+            work: Rc::default(),
+        };
+        let lost = match beginning.incarnation {
+            Some(_) => archive.give_up_unfinished(beginning.unix_us),
+            None => Vec::new(),
+        };
+        archive.take_over_ended();
+        Ok(OpenedArchive { archive, lost })
+    }
+
+    /// Says that jobs are run of which this archive does not know: see [`Journal::disavow`].
+    ///
+    /// # Errors
+    /// There is an archive, and it can't be told.
+    pub fn disavow(path: &Path) -> Result<(), StoreError> {
+        if path.exists() { Journal::disavow(&Directory::open(path)?) } else { Ok(()) }
+    }
+
+    /// This supervisor.
+    #[must_use]
+    pub fn incarnation(&self) -> &str {
+        self.journal.incarnation()
+    }
+
+    /// Since when every job is known here. Ask whenever it matters: it can become less (`J-1.6`).
+    #[must_use]
+    pub fn vouch(&self) -> Vouch {
+        self.journal.vouch()
+    }
+
+    /// What the journal says of a job that was begun and may not have ended.
+    #[must_use]
+    pub fn entry(&self, key: &JobKey) -> Option<&Entry> {
+        self.journal.ledger().job(key)
+    }
+
+    /// All jobs that were begun and have not ended, for whoever goes on after an upgrade.
+    pub fn unfinished(&self) -> impl Iterator<Item = &Entry> {
+        self.journal.ledger().jobs().filter(|entry| entry.is_unfinished())
+    }
+
+    /// Step 1 (`J-1.4`): from here on the id is taken. Gives the job's number.
+    ///
+    /// # Errors
+    /// It can't be written down: nothing may be started.
+    pub fn begin(&mut self, job: &NewJob<'_>) -> Result<u64, JournalError> {
+        let number = self.journal.next_number(job.at_us);
+        let spool = Journal::new_spool_name(number).map_err(JournalError::Random)?;
+        self.journal.append(JournalRecord::Intended(Box::new(Intended {
+            job: job.key.clone(),
+            number,
+            at_us: job.at_us,
+            digest: job.digest,
+            mark: job.mark.to_owned(),
+            spool,
+            summary: Summary::of(job.info),
+            detached: job.info.detached,
+            keep_s: job.keep_s,
+        })))?;
+        Ok(number)
+    }
+
+    /// Step 3: its process is there. What can't be written is remembered, and logged.
+    pub fn started(&mut self, key: &JobKey, pid: u32, start_ticks: u64, at_us: u64) {
+        let job = key.clone();
+        self.append(JournalRecord::Started(Started { job, pid, start_ticks, at_us }));
+    }
+
+    /// Instead of step 3: nothing was started, and nothing will be.
+    pub fn not_started(&mut self, key: &JobKey, refused: &Refused, at_us: u64) {
+        let refused = bounded_refusal(refused);
+        self.append(JournalRecord::NotStarted(NotStarted { job: key.clone(), at_us, refused }));
+        self.move_to_index(key, None, None);
+    }
+
+    /// Step 5: its last word. `info` is what a list says of it now; `kept_until_us` says that its spool
+    /// has output, and until when that is kept.
+    pub fn ended(&mut self, seal: &Seal, info: &JobInfo, key: &JobKey, kept_until_us: Option<u64>) {
+        let at_us = info.ended_at_us.unwrap_or_default();
+        let started =
+            self.entry(key).map_or(afar_proto::outcome::Started::Unknown, Entry::was_started);
+        self.append(JournalRecord::Ended(Box::new(Ended {
+            job: key.clone(),
+            at_us,
+            started,
+            end: seal.end.clone(),
+            seal: Some(seal.clone()),
+        })));
+        self.move_to_index(key, Some(info), kept_until_us);
+    }
+
+    /// The guardian's word on a job whose supervisor was killed.
+    pub fn tree_ended(&mut self, tree: TreeEnded) {
+        self.append(JournalRecord::TreeEnded(tree));
+    }
+
+    /// The spool of a job now has output that is kept until then: of a job that had ended before.
+    pub fn kept(&mut self, key: &JobKey, spool: &str, until_us: u64) {
+        if let Some(pending) = self.pending.get_mut(key) {
+            pending.change += 1;
+            pending.job.spool = Some(spool.to_owned());
+            pending.job.keep_until_us = until_us;
+            self.work.notify_one();
+            return;
+        }
+        let (key, spool) = (key.clone(), spool.to_owned());
+        self.keeper.order(move |keeper| keeper.kept(&key, &spool, until_us));
+    }
+
+    /// Step 7: its client has everything, so its output need not be kept (`J-3.6`).
+    pub fn released(&mut self, key: &JobKey) {
+        if let Some(pending) = self.pending.get_mut(key) {
+            if let Some(spool) = pending.job.spool.take() {
+                pending.change += 1;
+                self.keeper.order(move |keeper| keeper.remove_spool(&spool));
+                self.work.notify_one();
+            }
+            return;
+        }
+        let key = key.clone();
+        self.keeper.order(move |keeper| keeper.released(&key, false));
+    }
+
+    /// Its user wants to see no more of a job that has ended: its output goes, its id stays taken.
+    pub fn remove(&mut self, key: &JobKey) {
+        self.released(key);
+        if let Some(pending) = self.pending.get_mut(key) {
+            pending.change += 1;
+            pending.job.removed = true;
+            self.work.notify_one();
+            return;
+        }
+        let key = key.clone();
+        self.keeper.order(move |keeper| keeper.released(&key, true));
+    }
+
+    /// A spool for a job that was begun; `from` is where the output begins that it gets.
+    #[must_use]
+    pub fn spool(&self, key: &JobKey, from: [u64; 2]) -> Option<SpoolWriter> {
+        let entry = self.entry(key)?;
+        Some(self.spools.create(&entry.intended.spool, from, entry.to_file()))
+    }
+
+    /// The spool of a job that goes on after an upgrade.
+    ///
+    /// # Errors
+    /// Its directory can't be read.
+    pub fn resume_spool(
+        &self,
+        key: &JobKey,
+        from: [u64; 2],
+    ) -> Result<Option<SpoolWriter>, StoreError> {
+        let Some(entry) = self.entry(key) else { return Ok(None) };
+        self.spools.resume(&entry.intended.spool, from, entry.to_file()).map(Some)
+    }
+
+    /// Ends the spool of a job that has ended. The answer says when all of it is on the disk.
+    pub fn finish_spool(
+        &self,
+        key: &JobKey,
+        writer: SpoolWriter,
+    ) -> oneshot::Receiver<Result<(), SpoolFailure>> {
+        writer.finish(self.entry(key).map(Entry::to_file).unwrap_or_default())
+    }
+
+    /// The reader of a spool that is still written.
+    #[must_use]
+    pub fn reader_of(&self, writer: &SpoolWriter) -> SpoolReader {
+        writer.reader(&self.spools)
+    }
+
+    /// The spools, for a thread that reads what is kept of a job that has ended: [`EndedJob::spool`]
+    /// names its spool, and [`Spools::reader`] blocks.
+    #[must_use]
+    pub fn spools(&self) -> Arc<Spools> {
+        Arc::clone(&self.spools)
+    }
+
+    /// The job of this key, if it has ended. Removed ones too: their ids are taken.
+    ///
+    /// Asked of the index on this thread, because every new id has to be: it takes microseconds.
+    pub fn lookup(&mut self, key: &JobKey) -> Option<EndedJob> {
+        if let Some(pending) = self.pending.get(key) {
+            return Some(pending.job.told_now());
+        }
+        let found = self.ids().and_then(|reader| match reader {
+            Some(reader) => reader.job(key),
+            None => Ok(None),
+        });
+        found.unwrap_or_else(|error| {
+            self.log.debug(&error.to_string());
+            self.reader = None;
+            // Whoever writes it finds out what it is, says so, and makes it anew if it has to be.
+            let key = key.clone();
+            self.keeper.order(move |keeper| keeper.look(&key));
+            None
+        })
+    }
+
+    /// The index, for looking up ids.
+    fn ids(&mut self) -> Result<Option<&Index>, IndexError> {
+        let generation = self.keeper.generation();
+        if self.reader.is_none() || self.generation != generation {
+            self.generation = generation;
+            self.reader = None;
+            if Index::is_there(&self.directory)? {
+                self.reader = Some(Index::open(&self.directory, Use::Read)?);
+            }
+        }
+        Ok(self.reader.as_ref())
+    }
+
+    /// The ended jobs of a scope whose ids begin so and that were not removed: at most two, which is
+    /// enough to know whether it is one.
+    pub fn with_prefix(
+        &mut self,
+        scope: &str,
+        prefix: &str,
+    ) -> impl Future<Output = Vec<EndedJob>> + use<> {
+        let matches = |key: &JobKey| key.scope == scope && key.job.as_str().starts_with(prefix);
+        let (hidden, mut found) = self.pending_that(|job| matches(&job.key));
+        let (scope, prefix) = (scope.to_owned(), prefix.to_owned());
+        let limit = u32::try_from(hidden.len()).unwrap_or(u32::MAX).saturating_add(2);
+        let asked = self.keeper.ask(move |keeper| {
+            keeper.with(|index| index.with_prefix(&scope, &prefix, limit)).unwrap_or_default()
+        });
+        async move {
+            let indexed = asked.await.unwrap_or_default();
+            found.extend(indexed.into_iter().filter(|job| !hidden.contains(&job.number)));
+            found.truncate(2);
+            found
+        }
+    }
+
+    /// The newest ended jobs below a number, the newest first, at most `limit`; of all scopes unless
+    /// one is named.
+    pub fn page(
+        &mut self,
+        scope: Option<&str>,
+        before: u64,
+        limit: u32,
+    ) -> impl Future<Output = Vec<EndedJob>> + use<> {
+        let limit = limit.min(INDEX_PAGE_JOBS_MAX);
+        let (hidden, mut found) = self.pending_that(|job| {
+            job.number < before && scope.is_none_or(|scope| job.key.scope == scope)
+        });
+        let scope = scope.map(str::to_owned);
+        // Those that are told from memory may be in the index too, in an older form.
+        let asked_for = limit.saturating_add(u32::try_from(hidden.len()).unwrap_or(u32::MAX));
+        let asked = self.keeper.ask(move |keeper| {
+            let page = keeper.with(|index| index.page(scope.as_deref(), before, asked_for));
+            page.unwrap_or_default()
+        });
+        async move {
+            let indexed = asked.await.unwrap_or_default();
+            found.extend(indexed.into_iter().filter(|job| !hidden.contains(&job.number)));
+            found.sort_by_key(|job| std::cmp::Reverse(job.number));
+            found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+            found
+        }
+    }
+
+    /// The pending jobs of which this is true: the numbers of all, and those that are to be seen.
+    fn pending_that(
+        &self,
+        is_wanted: impl Fn(&EndedJob) -> bool,
+    ) -> (BTreeSet<u64>, Vec<EndedJob>) {
+        let wanted =
+            || self.pending.values().map(|pending| &pending.job).filter(|job| is_wanted(job));
+        let visible = wanted().filter(|job| !job.removed).map(EndedJob::told_now).collect();
+        (wanted().map(|job| job.number).collect(), visible)
+    }
+
+    /// Does what has become due, and says when to call again at the latest. [`tend`] does.
+    pub fn tick(&mut self, unix_us: u64, since_boot: Duration) -> Duration {
+        if self.keeper.has_forgotten() {
+            self.journal.forgot(since_boot);
+        }
+        self.journal.catch_up();
+        self.finish_batch();
+        self.send_batch();
+        if unix_us >= self.next_retention_us {
+            let interval = u64::try_from(RETENTION_INTERVAL.as_micros()).unwrap_or(u64::MAX);
+            self.next_retention_us = unix_us.saturating_add(interval);
+            self.keeper.order(move |keeper| keeper.retain(unix_us));
+        }
+        let busy = self.batch.is_some() || !self.pending.is_empty() || self.journal.is_behind();
+        if busy { INDEX_DELAY } else { RETENTION_INTERVAL }
+    }
+
+    fn finish_batch(&mut self) {
+        let Some(batch) = &mut self.batch else { return };
+        let is_in = match batch.done.try_recv() {
+            Ok(is_in) => is_in,
+            Err(oneshot::error::TryRecvError::Empty) => return,
+            Err(oneshot::error::TryRecvError::Closed) => false,
+        };
+        let Some(batch) = self.batch.take().filter(|_| is_in) else { return };
+        let mut numbers = Vec::with_capacity(batch.changes.len());
+        for (key, change) in batch.changes {
+            // What has changed meanwhile is put once more.
+            let unchanged = self.pending.get(&key).filter(|pending| pending.change == change);
+            if let Some(number) = unchanged.map(|pending| pending.job.number) {
+                self.pending.remove(&key);
+                numbers.push(number);
+            }
+        }
+        if let Err(error) = self.journal.forget(numbers) {
+            self.log.error(&format!("jobs stay in the journal: {error}"));
+        }
+    }
+
+    fn send_batch(&mut self) {
+        if self.batch.is_some() || self.pending.is_empty() {
+            return;
+        }
+        let jobs: Vec<_> = self.pending.iter().take(INDEX_BATCH_JOBS_MAX).collect();
+        let changes = jobs.iter().map(|(key, pending)| ((*key).clone(), pending.change)).collect();
+        let jobs: Vec<EndedJob> = jobs.iter().map(|(_, pending)| pending.job.clone()).collect();
+        let done = self.keeper.ask(move |keeper| keeper.with(|index| index.put(&jobs)).is_some());
+        self.batch = Some(Batch { changes, done });
+    }
+
+    fn append(&mut self, record: JournalRecord) {
+        if let Err(error) = self.journal.append(record) {
+            self.log.error(&error.to_string());
+        }
+    }
+
+    /// A job has ended: it is told of from here until it is in the index.
+    fn move_to_index(&mut self, key: &JobKey, info: Option<&JobInfo>, kept_until_us: Option<u64>) {
+        let Some(entry) = self.journal.ledger().job(key) else { return };
+        let job = ended_job(entry, info, kept_until_us);
+        self.pending.insert(key.clone(), Pending { job, change: 0 });
+        self.work.notify_one();
+    }
+
+    /// The jobs of a supervisor that was killed have ended in a way that nobody knows.
+    fn give_up_unfinished(&mut self, now_us: u64) -> Vec<Entry> {
+        let lost: Vec<Entry> = self.unfinished().cloned().collect();
+        for entry in &lost {
+            self.append(JournalRecord::Ended(Box::new(Ended {
+                job: entry.intended.job.clone(),
+                at_us: now_us,
+                started: entry.was_started(),
+                end: End::Lost,
+                seal: None,
+            })));
+        }
+        lost
+    }
+
+    /// What has ended and was not in the index yet when this archive was used last.
+    fn take_over_ended(&mut self) {
+        let ended: Vec<JobKey> = self
+            .journal
+            .ledger()
+            .jobs()
+            .filter(|entry| !entry.is_unfinished())
+            .map(|entry| entry.intended.job.clone())
+            .collect();
+        for key in ended {
+            let Some(entry) = self.entry(&key) else { continue };
+            let mut job = ended_job(entry, None, None);
+            add_kept_output(&self.spools, entry, &mut job);
+            self.pending.insert(key, Pending { job, change: 0 });
+            self.work.notify_one();
+        }
+    }
+}
+
+/// Calls [`Archive::tick`] whenever it is due, for ever.
+pub async fn tend(archive: &RefCell<Archive>) {
+    let work = Rc::clone(&archive.borrow().work);
+    loop {
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let unix_us = u64::try_from(unix.as_micros()).unwrap_or(u64::MAX);
+        let due = archive.borrow_mut().tick(unix_us, afar_sys::boot::since_boot());
+        if tokio::time::timeout(due, work.notified()).await.is_ok() {
+            // Others that end in this moment are put into the index with it.
+            tokio::time::sleep(INDEX_DELAY).await;
+        }
+    }
+}
+
+/// What is told of a job that has ended.
+fn ended_job(entry: &Entry, info: Option<&JobInfo>, kept_until_us: Option<u64>) -> EndedJob {
+    let Intended { job, number, digest, spool, .. } = &entry.intended;
+    let info = info.cloned().unwrap_or_else(|| entry.info());
+    let told = Told {
+        started: entry.was_started(),
+        seal: entry.ended.as_ref().and_then(|ended| ended.seal.clone()),
+        refused: entry.refused.as_ref().map(|refused| refused.refused.clone()),
+        info,
+    };
+    EndedJob {
+        key: job.clone(),
+        number: *number,
+        digest: *digest,
+        ended_at_us: told.info.ended_at_us.unwrap_or_default(),
+        keep_until_us: kept_until_us.unwrap_or_default(),
+        spool: kept_until_us.map(|_| spool.clone()),
+        removed: false,
+        told,
+    }
+}
+
+/// Of a job whose supervisor is gone: what its spool has, and until when.
+fn add_kept_output(spools: &Spools, entry: &Entry, job: &mut EndedJob) {
+    let Ok(Some(reader)) = spools.reader(&entry.intended.spool) else { return };
+    let lifetime = entry.intended.keep_s.map_or(LOST_LIFETIME, Duration::from_secs);
+    let lifetime_us = u64::try_from(lifetime.as_micros()).unwrap_or(u64::MAX);
+    job.spool = Some(entry.intended.spool.clone());
+    job.keep_until_us = job.ended_at_us.saturating_add(lifetime_us);
+    let (kept_from, written) = reader.bounds();
+    for (stream, name) in ["stdout", "stderr"].into_iter().enumerate() {
+        let fresh = || StreamInfo {
+            bytes: written[stream],
+            kept_from: written[stream],
+            gaps: afar_proto::gaps::Gaps::default(),
+        };
+        let told = job.told.info.streams.entry(name.to_owned()).or_insert_with(fresh);
+        told.kept_from = kept_from[stream].min(told.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,309 @@
+//! The thread that writes the index and lets go of what need not be kept any more.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use afar_core::job::JobKey;
+use afar_core::journal::Replay;
+use afar_core::spool::parse_spool_name;
+use tokio::sync::oneshot;
+
+use super::super::directory::Directory;
+use super::super::index::{EndedJob, Index, IndexError, Use};
+use super::super::limits::RETAINED_PERCENT_MAX;
+use super::super::spool::Spools;
+use super::{add_kept_output, ended_job};
+use crate::log::Log;
+
+/// How many rows one step of the clearing up takes.
+const STEP_ROWS: u32 = 64;
+
+type Order = Box<dyn FnOnce(&mut Work) + Send>;
+
+/// The thread's handle. The thread is started when there is something to do.
+pub(super) struct Keeper {
+    state: State,
+    signs: Arc<Signs>,
+    log: Log,
+}
+
+enum State {
+    /// What it will have.
+    Idle(Option<Box<Work>>),
+    Runs {
+        orders: Option<mpsc::Sender<Order>>,
+        thread: Option<JoinHandle<()>>,
+    },
+}
+
+/// What the thread tells without being asked.
+#[derive(Debug, Default)]
+struct Signs {
+    /// How often the index was made anew.
+    generation: AtomicU64,
+    /// Whether ids were lost by that, and nobody has been told yet.
+    has_forgotten: AtomicBool,
+}
+
+/// What the thread has.
+pub(super) struct Work {
+    directory: Arc<Directory>,
+    spools: Arc<Spools>,
+    log: Log,
+    signs: Arc<Signs>,
+    index: Option<Index>,
+    /// Whether it was said that the index can't be used.
+    has_complained: bool,
+    /// Numbers of the jobs that are in the journal.
+    known: BTreeSet<u64>,
+    /// The last number of a job from before.
+    before: u64,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        directory: &Arc<Directory>,
+        spools: &Arc<Spools>,
+        log: Log,
+        known: BTreeSet<u64>,
+        before: u64,
+    ) -> Self {
+        let signs = Arc::<Signs>::default();
+        let work = Work {
+            directory: Arc::clone(directory),
+            spools: Arc::clone(spools),
+            log,
+            signs: Arc::clone(&signs),
+            index: None,
+            has_complained: false,
+            known,
+            before,
+        };
+        Self { state: State::Idle(Some(Box::new(work))), signs, log }
+    }
+
+    /// How often the index was made anew.
+    pub(super) fn generation(&self) -> u64 {
+        self.signs.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether ids were lost since this was asked last.
+    pub(super) fn has_forgotten(&self) -> bool {
+        self.signs.has_forgotten.swap(false, Ordering::AcqRel)
+    }
+
+    /// Has something done, some time.
+    pub(super) fn order(&mut self, order: impl FnOnce(&mut Work) + Send + 'static) {
+        if let State::Idle(work) = &mut self.state {
+            let Some(mut work) = work.take() else { return };
+            let (orders, to_do) = mpsc::channel::<Order>();
+            let thread = std::thread::Builder::new().name("index".to_owned()).spawn(move || {
+                work.survey();
+                to_do.into_iter().for_each(|order| order(&mut work));
+            });
+            if let Err(error) = &thread {
+                self.log.error(&format!("ended jobs stay in the journal: no thread: {error}"));
+            }
+            self.state = State::Runs { orders: Some(orders), thread: thread.ok() };
+        }
+        if let State::Runs { orders: Some(orders), .. } = &self.state {
+            // A thread that is gone has said why.
+            let _ = orders.send(Box::new(order));
+        }
+    }
+
+    /// Has something found out.
+    pub(super) fn ask<T: Send + 'static>(
+        &mut self,
+        question: impl FnOnce(&mut Work) -> T + Send + 'static,
+    ) -> oneshot::Receiver<T> {
+        let (told, answer) = oneshot::channel();
+        self.order(move |work| {
+            // Whoever asked may have gone.
+            let _ = told.send(question(work));
+        });
+        answer
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if let State::Runs { orders, thread } = &mut self.state {
+            *orders = None;
+            if let Some(thread) = thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").field("signs", &self.signs).finish_non_exhaustive()
+    }
+}
+
+impl Work {
+    /// Does something with the index. One that is damaged is made anew, and it is done again. `None` if
+    /// it can't be done; that is logged once, until it can be done again.
+    pub(super) fn with<T>(
+        &mut self,
+        mut work: impl FnMut(&mut Index) -> Result<T, IndexError>,
+    ) -> Option<T> {
+        let mut done = self.opened().and_then(&mut work);
+        if let Err(IndexError::Damaged(_)) = &done {
+            if let Err(error) = &done {
+                self.log.error(&format!("{error}; it is made anew from what is left"));
+            }
+            done = self.make_anew().and_then(|()| self.opened().and_then(&mut work));
+        }
+        match done {
+            Ok(done) => {
+                self.has_complained = false;
+                Some(done)
+            }
+            Err(error) => {
+                self.index = None;
+                if !self.has_complained {
+                    self.log.error(&format!("{error}; ended jobs stay in the journal until then"));
+                }
+                self.has_complained = true;
+                None
+            }
+        }
+    }
+
+    fn opened(&mut self) -> Result<&mut Index, IndexError> {
+        let index = match self.index.take() {
+            Some(index) => index,
+            None => Index::open(&self.directory, Use::Write)?,
+        };
+        Ok(self.index.insert(index))
+    }
+
+    fn make_anew(&mut self) -> Result<(), IndexError> {
+        self.index = None;
+        Index::put_aside(&self.directory)?;
+        self.signs.generation.fetch_add(1, Ordering::AcqRel);
+        self.signs.has_forgotten.store(true, Ordering::Release);
+        let jobs: Vec<EndedJob> =
+            self.spools.names()?.iter().filter_map(|name| self.job_of_spool(name)).collect();
+        self.log.info(&format!("{} jobs were found again by their output", jobs.len()));
+        self.opened()?.put(&jobs)
+    }
+
+    /// What the directory of a job's output says of it, unless the journal says more.
+    fn job_of_spool(&self, name: &str) -> Option<EndedJob> {
+        let (number, _) = parse_spool_name(name)?;
+        if number > self.before || self.known.contains(&number) {
+            return None;
+        }
+        let replay = Replay::read(&self.spools.meta(name).ok()?);
+        let entry = replay.ledger.jobs().find(|entry| entry.intended.spool == name)?;
+        let mut job = ended_job(entry, None, None);
+        if entry.is_unfinished() {
+            job.told.info.end = Some(afar_proto::outcome::End::Lost);
+            job.told.info.state = afar_proto::message::JobState::Ended;
+            job.ended_at_us = number;
+        }
+        add_kept_output(&self.spools, entry, &mut job);
+        Some(job)
+    }
+
+    /// Counts what is on the disk from before, and removes what belongs to no job.
+    fn survey(&mut self) {
+        let names = match self.spools.names() {
+            Ok(names) => names,
+            Err(error) => return self.log.error(&error.to_string()),
+        };
+        for name in names {
+            let Some((number, _)) = parse_spool_name(&name) else { continue };
+            if number > self.before {
+                continue;
+            }
+            match self.spools.size(&name) {
+                Ok(bytes) => self.spools.count(bytes),
+                Err(error) => self.log.error(&error.to_string()),
+            }
+            if self.known.contains(&number) {
+                continue;
+            }
+            match self.with(|index| index.keeps(number, &name)) {
+                Some(Some(true)) | None => {}
+                Some(Some(false)) => self.remove_spool(&name),
+                // The index has been lost: the job is found again by its output.
+                Some(None) => match self.job_of_spool(&name) {
+                    Some(job) => drop(self.with(|index| index.put(std::slice::from_ref(&job)))),
+                    None => self.remove_spool(&name),
+                },
+            }
+        }
+    }
+
+    pub(super) fn remove_spool(&mut self, name: &str) {
+        if let Err(error) = self.spools.remove(name) {
+            self.log.error(&format!("released output stays on the disk: {error}"));
+        }
+    }
+
+    /// Asks for a job, to find out what is wrong with the index.
+    pub(super) fn look(&mut self, key: &JobKey) {
+        let _ = self.with(|index| index.job(key));
+    }
+
+    /// The spool of this job has output that is to be kept until then.
+    pub(super) fn kept(&mut self, key: &JobKey, spool: &str, until_us: u64) {
+        let _ = self.with(|index| match index.job(key)? {
+            Some(job) => index.kept(job.number, spool, until_us),
+            None => Ok(()),
+        });
+    }
+
+    /// The output of this job is not wanted any more, and maybe the job itself.
+    pub(super) fn released(&mut self, key: &JobKey, hide: bool) {
+        let Some(Some(job)) = self.with(|index| index.job(key)) else { return };
+        self.release(job.number, job.spool.as_deref());
+        if hide {
+            let _ = self.with(|index| index.hide(job.number));
+        }
+    }
+
+    fn release(&mut self, number: u64, spool: Option<&str>) {
+        let Some(spool) = spool else { return };
+        // Killed in between, the next one finds a spool that no job has.
+        if self.with(|index| index.released(number)).is_some() {
+            self.remove_spool(spool);
+        }
+    }
+
+    /// Lets go of what has been kept long enough, and of the oldest if there is too much (`J-5.11`).
+    pub(super) fn retain(&mut self, now_us: u64) {
+        while let Some(expired) = self.with(|index| index.expired(now_us, STEP_ROWS)) {
+            if expired.is_empty() {
+                break;
+            }
+            expired.iter().for_each(|(number, spool)| self.release(*number, Some(spool)));
+        }
+        let quota = self.spools.quotas().user_bytes / 100 * RETAINED_PERCENT_MAX;
+        let mut dropped = 0;
+        while self.spools.used() > quota {
+            let Some(oldest) = self.with(|index| index.oldest_kept(1)) else { break };
+            let Some((number, spool)) = oldest.first() else { break };
+            let before = self.spools.used();
+            self.release(*number, Some(spool));
+            dropped += 1;
+            // What can't be removed must not be tried for ever.
+            if self.spools.used() >= before {
+                break;
+            }
+        }
+        if dropped > 0 {
+            self.log
+                .info(&format!("the output of {dropped} ended jobs was dropped: over the quota"));
+        }
+        while self.with(|index| index.forget(now_us, STEP_ROWS)).is_some_and(|count| count > 0) {}
+    }
+}

@@ -1,0 +1,494 @@
+//! Archives that are used by one supervisor after the other, killed in between, full and damaged.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+
+use afar_core::job::{Decision, Retry};
+use afar_proto::Instant;
+use afar_proto::connection::Stream;
+use afar_proto::gaps::Gaps;
+use afar_proto::message::{JobId, JobState};
+use afar_proto::outcome::{Phase, Receipt, RefusalReason, Started as WasStarted, StreamSeal};
+use bytes::Bytes;
+use rustix::io::Errno;
+use tempfile::TempDir;
+
+use super::super::limits::TOMBSTONE_LIFETIME;
+use super::super::rig::FailingDisk;
+use super::super::spool::{Room, SpoolEvent};
+use super::*;
+
+const BOOT: &str = "0d9c5b1e-0000-4000-8000-000000000001";
+
+struct Rig {
+    root: TempDir,
+    disk: Arc<FailingDisk>,
+    quotas: Quotas,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let quotas = Quotas { segment_bytes: 1000, job_bytes: 50_000, user_bytes: 100_000 };
+        Self { root: TempDir::new().unwrap(), disk: Arc::new(FailingDisk::sound()), quotas }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.root.path().join("jobs")
+    }
+
+    /// The supervisor that begins so many seconds after the boot, which was at the epoch.
+    fn open(&self, seconds: u64) -> OpenedArchive {
+        self.open_as(Some(format!("i{seconds}")), seconds)
+    }
+
+    fn open_as(&self, incarnation: Option<String>, seconds: u64) -> OpenedArchive {
+        let disk: Arc<dyn Disk> = Arc::<FailingDisk>::clone(&self.disk);
+        let config = ArchiveConfig { disk, quotas: self.quotas, log: Log::default() };
+        let since_boot = Duration::from_secs(seconds);
+        let beginning =
+            Beginning { incarnation, boot: BOOT.to_owned(), since_boot, unix_us: us(seconds) };
+        Archive::open(&self.path(), &config, &beginning).unwrap()
+    }
+}
+
+fn us(seconds: u64) -> u64 {
+    seconds * 1_000_000
+}
+
+fn key(id: &str) -> JobKey {
+    JobKey { scope: String::new(), job: JobId::new(id).unwrap() }
+}
+
+fn info(id: &str) -> JobInfo {
+    JobInfo::new(JobId::new(id).unwrap(), JobState::Running, b"make")
+}
+
+fn begin(archive: &mut Archive, id: &str, seconds: u64) -> u64 {
+    let (key, info) = (key(id), info(id));
+    let digest = [7; 32];
+    let at_us = us(seconds);
+    let job = NewJob { key: &key, digest, mark: "m", info: &info, keep_s: None, at_us };
+    archive.begin(&job).unwrap()
+}
+
+fn start(archive: &mut Archive, id: &str, seconds: u64) {
+    begin(archive, id, seconds);
+    archive.started(&key(id), 77, 5, us(seconds) + 1);
+}
+
+fn seal(bytes: u64) -> Seal {
+    let gaps = Gaps::default();
+    let stream = StreamSeal { bytes, blake3: vec![1; 32], complete: true, gaps };
+    Seal {
+        end: End::Exited { code: 3 },
+        receipt: Receipt::default(),
+        streams: BTreeMap::from([("stdout".to_owned(), stream)]),
+        streams_left_open: false,
+        session_restarted: false,
+        detail: None,
+    }
+}
+
+/// It has ended with so many bytes of output, all of which are kept until then, if at all.
+fn end(archive: &mut Archive, id: &str, seconds: u64, bytes: u64, kept_until_us: Option<u64>) {
+    let seal = seal(bytes);
+    let mut info = info(id);
+    info.state = JobState::Ended;
+    info.end = Some(seal.end.clone());
+    info.ended_at_us = Some(us(seconds));
+    let stream = StreamInfo { bytes, kept_from: 0, gaps: Gaps::default() };
+    info.streams = BTreeMap::from([("stdout".to_owned(), stream)]);
+    archive.ended(&seal, &info, &key(id), kept_until_us);
+}
+
+/// Lets time pass until nothing is left to be done.
+async fn settle(archive: &mut Archive, seconds: u64) {
+    loop {
+        let due = archive.tick(us(seconds), Duration::from_secs(seconds));
+        // What the thread was told before this was asked is done when it answers.
+        let _ = archive.keeper.ask(|_| ()).await;
+        if due == RETENTION_INTERVAL {
+            return;
+        }
+    }
+}
+
+async fn ids(archive: &mut Archive) -> Vec<String> {
+    let page = archive.page(Some(""), u64::MAX, 100).await;
+    page.iter().map(|job| job.key.job.to_string()).collect()
+}
+
+/// Writes so many bytes to the spool of a job and ends it.
+async fn spool(archive: &Archive, id: &str, count: usize) {
+    let mut writer = archive.spool(&key(id), [0, 0]).unwrap();
+    for (number, piece) in (0..).zip(vec![b'x'; count].chunks(500)) {
+        let Room::For(_) = writer.room() else { panic!("{:?}", writer.room()) };
+        writer.append(Stream::Stdout, number * 500, number, Bytes::copy_from_slice(piece));
+    }
+    archive.finish_spool(&key(id), writer).await.unwrap().unwrap();
+}
+
+fn kept_bytes(archive: &Archive, job: &EndedJob) -> usize {
+    let Some(name) = &job.spool else { return 0 };
+    let mut reader = archive.spools().reader(name).unwrap().unwrap();
+    let read = reader.read([Some(0), Some(0)], usize::MAX).unwrap();
+    read.pieces.iter().map(|piece| piece.bytes.len()).sum()
+}
+
+/// J-1.3, J-1.4: before it is in the index, when it is, and in the next supervisor.
+#[tokio::test]
+async fn a_job_that_has_ended_is_told_of_at_every_moment() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, lost } = rig.open(100);
+    assert!(lost.is_empty());
+    start(&mut archive, "a", 101);
+    assert_eq!(archive.lookup(&key("a")), None, "it has not ended");
+    assert_eq!(archive.unfinished().count(), 1);
+    end(&mut archive, "a", 102, 10, None);
+    let mut told = Vec::new();
+    told.push(archive.lookup(&key("a")).unwrap());
+    assert_eq!(ids(&mut archive).await, ["a"]);
+    settle(&mut archive, 103).await;
+    assert!(archive.pending.is_empty() && archive.entry(&key("a")).is_none());
+    told.push(archive.lookup(&key("a")).unwrap());
+    assert_eq!(ids(&mut archive).await, ["a"]);
+    drop(archive);
+    let OpenedArchive { mut archive, lost } = rig.open(200);
+    assert!(lost.is_empty());
+    told.push(archive.lookup(&key("a")).unwrap());
+    assert_eq!(archive.with_prefix("", "a").await.len(), 1);
+    for job in &told {
+        assert_eq!(job, &told[0]);
+        assert_eq!((job.told.started, job.told.seal.as_ref()), (WasStarted::Yes, Some(&seal(10))));
+        assert_eq!(job.digest, [7; 32]);
+    }
+    assert_eq!(archive.lookup(&key("b")), None);
+}
+
+/// J-1.4: whatever the moment at which the supervisor was killed.
+#[tokio::test]
+async fn fault_56_what_a_killed_supervisor_left_is_told_as_it_is_known() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    begin(&mut archive, "intended", 101);
+    start(&mut archive, "started", 101);
+    start(&mut archive, "ended", 101);
+    end(&mut archive, "ended", 102, 0, None);
+    begin(&mut archive, "refused", 101);
+    let refused = Refused {
+        phase: Phase::Spawn,
+        reason: RefusalReason::NotFound,
+        message: "no".to_owned(),
+        started: WasStarted::No,
+    };
+    archive.not_started(&key("refused"), &refused, us(102));
+    // Nothing is closed and nobody is told: as after SIGKILL.
+    drop(archive);
+    let OpenedArchive { mut archive, lost } = rig.open(200);
+    let lost: Vec<_> = lost.iter().map(|entry| entry.intended.job.job.to_string()).collect();
+    assert_eq!(lost, ["intended", "started"]);
+    for round in 0..3 {
+        let mut said = |id| {
+            let job = archive.lookup(&key(id)).unwrap();
+            (job.told.started, job.told.info.end.unwrap())
+        };
+        assert_eq!(said("intended"), (WasStarted::Unknown, End::Lost), "{round}");
+        assert_eq!(said("started"), (WasStarted::Yes, End::Lost));
+        assert_eq!(said("ended"), (WasStarted::Yes, End::Exited { code: 3 }));
+        let reason = "not_found".to_owned();
+        assert_eq!(said("refused"), (WasStarted::No, End::NotStarted { reason }));
+        assert_eq!(archive.lookup(&key("refused")).unwrap().told.refused, Some(refused.clone()));
+        settle(&mut archive, 201).await;
+        if round == 1 {
+            drop(archive);
+            archive = rig.open(300).archive;
+        }
+    }
+}
+
+#[tokio::test]
+async fn after_an_upgrade_nothing_is_lost() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    start(&mut archive, "a", 101);
+    let mut writer = archive.spool(&key("a"), [5, 0]).unwrap();
+    writer.append(Stream::Stdout, 5, 0, Bytes::from_static(b"before "));
+    while poll_fn(|context| writer.poll_event(context)).await
+        != (SpoolEvent::Written { to: [12, 0], kept_from: [5, 0] })
+    {}
+    drop(writer);
+    drop(archive);
+    let OpenedArchive { mut archive, lost } = rig.open_as(None, 200);
+    assert!(lost.is_empty());
+    assert_eq!((archive.incarnation(), archive.unfinished().count()), ("i100", 1));
+    let mut writer = archive.resume_spool(&key("a"), [5, 0]).unwrap().unwrap();
+    writer.append(Stream::Stdout, 12, 1, Bytes::from_static(b"after"));
+    archive.finish_spool(&key("a"), writer).await.unwrap().unwrap();
+    end(&mut archive, "a", 201, 17, Some(us(1000)));
+    let job = archive.lookup(&key("a")).unwrap();
+    let mut reader = archive.spools().reader(job.spool.as_deref().unwrap()).unwrap().unwrap();
+    let read = reader.read([Some(0), None], 100).unwrap();
+    let bytes: Vec<u8> = read.pieces.iter().flat_map(|piece| piece.bytes.to_vec()).collect();
+    assert_eq!((read.pieces[0].offset, bytes.as_slice()), (5, b"before after".as_slice()));
+}
+
+#[tokio::test]
+async fn a_lost_job_keeps_what_it_had_said() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    start(&mut archive, "a", 101);
+    spool(&archive, "a", 2000).await;
+    drop(archive);
+    let OpenedArchive { mut archive, .. } = rig.open(200);
+    for _ in 0..2 {
+        let job = archive.lookup(&key("a")).unwrap();
+        assert_eq!(kept_bytes(&archive, &job), 2000);
+        let lifetime = u64::try_from(LOST_LIFETIME.as_micros()).unwrap();
+        assert_eq!(job.told.info.keep_until_us, Some(us(200) + lifetime));
+        let stdout = &job.told.info.streams["stdout"];
+        assert_eq!((stdout.bytes, stdout.kept_from), (2000, 0));
+        settle(&mut archive, 201).await;
+    }
+}
+
+/// J-3.6
+#[tokio::test]
+async fn output_that_was_confirmed_is_removed_whether_it_is_in_the_index_yet_or_not() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    for (id, settled) in [("a", false), ("b", true)] {
+        start(&mut archive, id, 101);
+        spool(&archive, id, 2000).await;
+        end(&mut archive, id, 102, 2000, Some(us(9000)));
+        if settled {
+            settle(&mut archive, 103).await;
+        }
+        let job = archive.lookup(&key(id)).unwrap();
+        assert_eq!(
+            (kept_bytes(&archive, &job), job.told.info.keep_until_us),
+            (2000, Some(us(9000)))
+        );
+        archive.released(&key(id));
+        settle(&mut archive, 104).await;
+        let job = archive.lookup(&key(id)).unwrap();
+        assert_eq!((job.spool, job.told.info.keep_until_us), (None, None), "{id}");
+        assert_eq!(job.told.info.streams["stdout"].kept_from, 2000);
+        assert_eq!(job.told.seal, Some(seal(2000)), "its outcome stays");
+    }
+    assert!(archive.spools.names().unwrap().is_empty());
+    assert_eq!(archive.spools.used(), 0);
+}
+
+#[tokio::test]
+async fn a_rest_that_is_spooled_after_the_end_is_found() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    for (id, settled) in [("a", false), ("b", true)] {
+        start(&mut archive, id, 101);
+        let writer = archive.spool(&key(id), [0, 0]).unwrap();
+        let name = archive.entry(&key(id)).unwrap().intended.spool.clone();
+        end(&mut archive, id, 102, 4, None);
+        if settled {
+            settle(&mut archive, 103).await;
+        }
+        let mut writer = writer;
+        writer.append(Stream::Stdout, 0, 0, Bytes::from_static(b"rest"));
+        archive.finish_spool(&key(id), writer).await.unwrap().unwrap();
+        archive.kept(&key(id), &name, us(9000));
+        settle(&mut archive, 104).await;
+        let job = archive.lookup(&key(id)).unwrap();
+        assert_eq!((kept_bytes(&archive, &job), job.keep_until_us), (4, us(9000)), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn a_removed_job_is_seen_no_more_and_its_id_stays_taken() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    for (id, settled) in [("a", false), ("b", true)] {
+        start(&mut archive, id, 101);
+        spool(&archive, id, 100).await;
+        end(&mut archive, id, 102, 100, Some(us(9000)));
+        if settled {
+            settle(&mut archive, 103).await;
+        }
+        archive.remove(&key(id));
+        for _ in 0..2 {
+            assert_eq!(ids(&mut archive).await, [""; 0], "{id}");
+            assert!(archive.with_prefix("", id).await.is_empty());
+            settle(&mut archive, 104).await;
+        }
+        assert!(archive.lookup(&key(id)).unwrap().removed);
+    }
+    assert!(archive.spools.names().unwrap().is_empty());
+}
+
+/// J-5.11
+#[tokio::test]
+async fn what_has_been_kept_long_enough_goes_and_later_the_id() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    start(&mut archive, "a", 101);
+    spool(&archive, "a", 2000).await;
+    end(&mut archive, "a", 102, 2000, Some(us(5000)));
+    settle(&mut archive, 4900).await;
+    assert!(archive.lookup(&key("a")).unwrap().spool.is_some());
+    settle(&mut archive, 5500).await;
+    assert!(archive.lookup(&key("a")).unwrap().spool.is_none());
+    assert!(archive.spools.names().unwrap().is_empty());
+    let over = 102 + TOMBSTONE_LIFETIME.as_secs();
+    settle(&mut archive, over - 1).await;
+    assert!(archive.lookup(&key("a")).is_some());
+    settle(&mut archive, over + RETENTION_INTERVAL.as_secs()).await;
+    assert!(archive.lookup(&key("a")).is_none());
+}
+
+/// J-5.11
+#[tokio::test]
+async fn fault_42_over_the_quota_the_output_goes_that_ended_first() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    for (number, id) in (0..).zip(["a", "b", "c"]) {
+        start(&mut archive, id, 101 + number);
+        spool(&archive, id, 27_000).await;
+        end(&mut archive, id, 110 + number, 27_000, Some(us(9000)));
+    }
+    assert!(archive.spools.used() > 80_000, "{}", archive.spools.used());
+    settle(&mut archive, 200).await;
+    let kept = ["a", "b", "c"].map(|id| archive.lookup(&key(id)).unwrap().spool.is_some());
+    assert_eq!(kept, [false, true, true]);
+    let used = archive.spools.used();
+    assert!(used < 80_000);
+    drop(archive);
+    // The next supervisor counts what is there.
+    let OpenedArchive { mut archive, .. } = rig.open(300);
+    settle(&mut archive, 301).await;
+    assert_eq!(archive.spools.used(), used);
+}
+
+#[tokio::test]
+async fn a_page_is_of_memory_and_index_together_and_each_job_is_on_it_once() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    for number in 0..30_u64 {
+        let id = format!("j{number}");
+        start(&mut archive, &id, 101 + number);
+        end(&mut archive, &id, 140, 0, None);
+        if number == 19 {
+            settle(&mut archive, 150).await;
+        }
+        if number == 25 {
+            // On their way to the index, and maybe there.
+            archive.tick(us(151), Duration::from_secs(151));
+        }
+    }
+    let mut seen = Vec::new();
+    let mut before = u64::MAX;
+    loop {
+        let page = archive.page(None, before, 7).await;
+        assert!(page.len() <= 7);
+        let Some(last) = page.last() else { break };
+        before = last.number;
+        seen.extend(page.iter().map(|job| job.key.job.to_string()));
+    }
+    let expected: Vec<String> = (0..30).rev().map(|number| format!("j{number}")).collect();
+    assert_eq!(seen, expected);
+    assert_eq!(archive.page(Some("SHA256:x"), u64::MAX, 7).await, []);
+    // Enough to know that it is not one.
+    assert_eq!(archive.with_prefix("", "j2").await.len(), 2);
+    assert_eq!(archive.with_prefix("", "j29").await.len(), 1);
+}
+
+/// J-1.6, J-5.10: what has an output is found again by it; for the other ids nobody vouches.
+#[tokio::test]
+async fn fault_60_a_damaged_index_is_made_anew_from_what_is_left() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    for id in ["with", "without"] {
+        start(&mut archive, id, 101);
+    }
+    end(&mut archive, "without", 102, 0, None);
+    end(&mut archive, "with", 102, 2000, Some(us(9000)));
+    spool(&archive, "with", 2000).await;
+    settle(&mut archive, 103).await;
+    drop(archive);
+    std::fs::write(rig.path().join("index.db"), [0xaa; 10_000]).unwrap();
+    let OpenedArchive { mut archive, .. } = rig.open(200);
+    assert!(vouches(&archive, 90, 200), "it does not know yet");
+    assert_eq!(archive.lookup(&key("with")), None);
+    settle(&mut archive, 201).await;
+    settle(&mut archive, 202).await;
+    let job = archive.lookup(&key("with")).unwrap();
+    assert_eq!((kept_bytes(&archive, &job), job.told.seal.is_some()), (2000, true));
+    assert_eq!(archive.lookup(&key("without")), None);
+    assert!(!vouches(&archive, 90, 203));
+    assert!(vouches(&archive, 10, 220));
+    // And that stays so.
+    drop(archive);
+    let OpenedArchive { mut archive, .. } = rig.open(300);
+    assert!(!vouches(&archive, 190, 300));
+    assert!(archive.lookup(&key("with")).is_some());
+}
+
+fn vouches(archive: &Archive, age: u64, seconds: u64) -> bool {
+    let retry = Retry { age: Duration::from_secs(age), same_incarnation: false };
+    archive.vouch().decide(Some(&retry), Instant::from_micros(us(seconds))) == Decision::Start
+}
+
+/// J-5.11
+#[tokio::test]
+async fn output_of_no_job_is_removed_and_that_of_a_running_one_is_not() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    let nobodys = rig.path().join("spool/0000000000000001-0000000000000002");
+    std::fs::create_dir(&nobodys).unwrap();
+    std::fs::write(nobodys.join("job"), "nothing").unwrap();
+    let strange = rig.path().join("spool/notes");
+    std::fs::create_dir(&strange).unwrap();
+    start(&mut archive, "runs", 101);
+    let mut writer = archive.spool(&key("runs"), [0, 0]).unwrap();
+    writer.append(Stream::Stdout, 0, 0, Bytes::from_static(b"output"));
+    archive.finish_spool(&key("runs"), writer).await.unwrap().unwrap();
+    settle(&mut archive, 102).await;
+    assert!(!nobodys.exists());
+    assert!(strange.exists(), "what is named otherwise is none of ours");
+    assert_eq!(archive.spools.names().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn fault_58_what_ends_while_the_disk_is_full_is_in_the_index_all_the_same() {
+    let rig = Rig::new();
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    rig.disk.full_after(0, Errno::NOSPC);
+    start(&mut archive, "a", 101);
+    end(&mut archive, "a", 102, 0, None);
+    assert_eq!(ids(&mut archive).await, ["a"]);
+    archive.tick(us(103), Duration::from_secs(103));
+    rig.disk.mend();
+    settle(&mut archive, 104).await;
+    drop(archive);
+    let OpenedArchive { mut archive, .. } = rig.open(200);
+    assert!(archive.lookup(&key("a")).is_some());
+    assert!(vouches(&archive, 90, 200), "the journal was made whole");
+}
+
+#[tokio::test]
+async fn whoever_tends_it_moves_what_has_ended_into_the_index() {
+    let rig = Rig::new();
+    let archive = RefCell::new(rig.open(100).archive);
+    let moved = async {
+        {
+            let mut archive = archive.borrow_mut();
+            start(&mut archive, "a", 101);
+            end(&mut archive, "a", 102, 0, None);
+        }
+        while archive.borrow().entry(&key("a")).is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = tend(&archive) => {}
+        () = moved => {}
+    }
+    assert!(archive.borrow_mut().lookup(&key("a")).is_some());
+}
