@@ -319,6 +319,25 @@ impl Host {
         assert!(left.is_empty(), "these processes were left behind: {left:#?}");
     }
 
+    /// Kills what the jobs of lost clients have left; returns how many processes were there.
+    ///
+    /// # Panics
+    /// One outlives it.
+    #[track_caller]
+    pub fn end_jobs(&self) -> usize {
+        let jobs = self.jobs();
+        let mut left = jobs.clone();
+        while !left.is_empty() {
+            let living = left.iter().filter_map(|entry| Process::open(entry.pid));
+            living.for_each(|job| {
+                job.kill();
+                job.wait();
+            });
+            left = self.jobs();
+        }
+        jobs.len()
+    }
+
     /// The jobs that stay beyond the deadline.
     fn left_after(&self, deadline: Deadline) -> Vec<Entry> {
         loop {

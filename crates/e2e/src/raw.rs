@@ -18,7 +18,7 @@ use afar_net::tls::{self, ClientSide, Verdict};
 use afar_proto::frame::Kind;
 use afar_proto::json::{self, ByteString};
 use afar_proto::message::{
-    AuthRequest, Command, Delegate, Hello, JobHello, JobId, OpenSpec, Transcript,
+    AuthRequest, Command, Delegate, Hello, JobHello, JobId, OnDisconnect, OpenSpec, Transcript,
 };
 
 use crate::deadline::DEADLINE;
@@ -87,11 +87,13 @@ pub fn job_hello() -> Vec<u8> {
     control(Kind::JobHello, &json::to_vec(&hello))
 }
 
-/// What asks for this argv.
+/// What asks for this argv, to be ended when the connection is: a peer that keeps no rule says no
+/// goodbye either.
 #[must_use]
 pub fn spec(id: &str, argv: &[&str]) -> OpenSpec {
     let words = argv.iter().map(|word| ByteString::from(*word)).collect();
-    OpenSpec::new(JobId::new(id).expect("the test's ids are ids"), Command::Argv(words))
+    let spec = OpenSpec::new(JobId::new(id).expect("the test's ids are ids"), Command::Argv(words));
+    OpenSpec { on_disconnect: Some(OnDisconnect::Kill), ..spec }
 }
 
 /// An OPEN in as many frames as it takes.

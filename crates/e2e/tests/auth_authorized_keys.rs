@@ -351,6 +351,6 @@ fn the_jobs_of_a_forced_command_have_ids_of_their_own() {
     assert_eq!(run.arg("true").stdin("forced").output().success().text(), "forced");
     // Another of the user's own does.
     let output = host.run(["--id", "same", "true"]).output();
-    assert!(output.expect_code(255).error_text().contains("running already"), "{output:?}");
+    assert!(output.expect_code(255).error_text().contains("another request"), "{output:?}");
     let _ = held.wait().success();
 }

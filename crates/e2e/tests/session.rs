@@ -77,16 +77,20 @@ fn fault_43_output_is_whole_and_stdin_the_commands_own() {
 }
 
 #[test]
-fn a_client_that_goes_away_leaves_the_session_to_the_next() {
+fn a_client_that_goes_away_leaves_its_command_to_the_session_and_that_to_the_next() {
     let host = Host::start();
-    let mut busy = session(&host, "v=1; echo up; sleep 300").spawn();
+    let fifo = host.fifo("fifo");
+    let busy = format!("v=1; echo up; read x < {}", fifo.word());
+    let mut busy = session(&host, &busy).spawn();
     assert_eq!(busy.line().as_deref(), Some("up"));
     // This one waits for its turn.
     let waiting = session(&host, "echo [$v]").spawn();
     busy.signal(Signal::KILL);
-    let output = waiting.wait();
-    assert_eq!(output.success().text(), "[]\n");
     assert_eq!(busy.wait().signal(), Some(9));
+    // The command that nobody watches runs to its end, and what it has set stays.
+    fifo.release();
+    let output = waiting.wait();
+    assert_eq!(output.success().text(), "[1]\n");
 }
 
 #[test]

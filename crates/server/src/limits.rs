@@ -57,3 +57,12 @@ const _: () = assert!(
     LOST_GRACE.as_secs() + LOST_KILL_PATIENCE.as_secs() < ENDING_PATIENCE.as_secs(),
     "whoever comes must not give up before the next supervisor can start"
 );
+
+/// Jobs of one user that have not ended, at once.
+pub const JOBS_MAX: usize = 8192;
+
+/// Jobs that have ended of which a supervisor has the outcome at hand.
+pub const ENDED_JOBS_HELD_MAX: usize = 1024;
+
+/// Jobs on one page of a list, if the client wants no fewer.
+pub const LIST_PAGE_MAX: usize = 256;

@@ -434,6 +434,16 @@ impl Machine {
         self.begin(cause);
     }
 
+    /// Lets go of what is kept of it, if it is over; returns whether it is.
+    pub fn remove(&mut self) -> bool {
+        if self.sealed.is_none() {
+            return false;
+        }
+        self.settings.keep = None;
+        self.confirm();
+        true
+    }
+
     // What is known of it.
 
     /// How far it has come.

@@ -434,6 +434,13 @@ impl Channel<'_> {
 
     /// Server: the job's streams go on at these offsets. Answers an OPEN too, of a job that exists.
     pub fn accept_attach(&mut self, attached: &Attached) {
+        self.accept_attach_with(attached, attached.stdin.unwrap_or(0));
+    }
+
+    /// As [`Channel::accept_attach`], where bytes before the offset at which stdin goes on wait
+    /// still: those from `taken` on. Credit is granted for a window behind that, so that what waits
+    /// stays within a window whoever attaches how often.
+    pub fn accept_attach_with(&mut self, attached: &Attached, taken: u64) {
         let id = self.id.0;
         let Some(state) = self.asked().filter(|state| state.asked != Asked::Query) else { return };
         if state.asked == (Asked::Open { detach: true }) {
@@ -452,7 +459,9 @@ impl Channel<'_> {
         }
         if let Some(offset) = attached.stdin {
             let resume = ResumeStream { offset, sealer: None };
-            state.recv.insert(Stream::Stdin, RecvStream::new(resume));
+            let consumed = taken.min(offset);
+            let recv = RecvStream { consumed, ..RecvStream::new(resume) };
+            state.recv.insert(Stream::Stdin, recv);
         }
         let wants_stdin = attached.stdin.is_some();
         self.push_json(Kind::Attached, json::to_vec(attached));

@@ -474,10 +474,15 @@ impl Connection {
     }
 
     fn grant_initial(&mut self, id: u32, stream: Stream) {
-        let window = self.config.window_bytes;
-        if let Some(recv) = self.channels.get_mut(&id).and_then(|c| c.recv.get_mut(&stream)) {
-            recv.granted = recv.offset.saturating_add(u64::from(window));
-            self.outbox.push_window(id, stream, window);
+        let window = u64::from(self.config.window_bytes);
+        let Some(recv) = self.channels.get_mut(&id).and_then(|c| c.recv.get_mut(&stream)) else {
+            return;
+        };
+        recv.granted = recv.offset.max(recv.consumed.saturating_add(window));
+        let increment = recv.granted.saturating_sub(recv.offset);
+        // No more than a window, which is a u32.
+        if let Some(increment) = u32::try_from(increment).ok().filter(|increment| *increment > 0) {
+            self.outbox.push_window(id, stream, increment);
         }
     }
 

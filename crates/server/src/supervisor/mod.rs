@@ -8,21 +8,20 @@ mod confine;
 mod conversation;
 mod environment;
 mod job;
+mod jobs;
 mod request;
 mod session;
 mod socket;
 mod standing;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afar_core::policy::JobScope;
 use afar_net::local::{Introduced, introduced};
-use afar_proto::message::JobId;
+use afar_proto::message::Incarnation;
 use afar_sys::guard::{Split, split};
 use afar_sys::private_files::PrivateDirError;
 use afar_sys::socket::peer_credentials;
@@ -37,8 +36,8 @@ use crate::paths::jobs_dir;
 use conversation::Conversation;
 use socket::{Claim, Socket};
 
+pub use afar_core::job::limits::{DRAIN_MAX, DRAIN_SILENCE};
 pub(crate) use environment::{login_variables, shell_of};
-pub use job::{DRAIN_MAX, DRAIN_SILENCE};
 pub(crate) use request::MARK_VARIABLE;
 pub use session::{SESSION_IDLE_MAX, SESSION_QUEUE_MAX, SESSIONS_MAX};
 
@@ -106,8 +105,7 @@ struct Supervisor {
     open_files_soft: Option<u64>,
     /// Where the cgroups of its jobs are made.
     cgroups: confine::Cgroups,
-    /// Ids of the jobs that run, with the scope that they are unique in.
-    ids: RefCell<BTreeSet<(String, JobId)>>,
+    jobs: jobs::Jobs,
     /// How many connections there were, to tell them apart.
     connections: Cell<u64>,
     sessions: session::Sessions,
@@ -122,31 +120,14 @@ struct Supervisor {
     log: Log,
 }
 
-/// An id that is taken until this is dropped.
-struct TakenId {
-    supervisor: Rc<Supervisor>,
-    key: (String, JobId),
-}
-
-impl TakenId {
-    fn job(&self) -> &JobId {
-        &self.key.1
-    }
-}
-
-impl Drop for TakenId {
-    fn drop(&mut self) {
-        self.supervisor.ids.borrow_mut().remove(&self.key);
-    }
-}
-
 impl Supervisor {
     fn new(user: User, open_files_soft: Option<u64>, log: Log) -> Self {
+        let incarnation = new_incarnation();
         Self {
             cgroups: confine::Cgroups::default(),
             user,
             open_files_soft,
-            ids: RefCell::default(),
+            jobs: jobs::Jobs::new(incarnation),
             connections: Cell::default(),
             sessions: session::Sessions::default(),
             busy: watch::Sender::new(Counts::default()),
@@ -162,17 +143,15 @@ impl Supervisor {
         self.connections.set(self.connections.get() + 1);
         self.connections.get()
     }
+}
 
-    /// Takes an id, unless a job that runs has it.
-    fn take_id(self: &Rc<Self>, scope: JobScope<'_>, job: &JobId) -> Option<TakenId> {
-        let scope = match scope {
-            JobScope::User => String::new(),
-            JobScope::Key(fingerprint) => fingerprint.to_owned(),
-        };
-        let key = (scope, job.clone());
-        let fresh = self.ids.borrow_mut().insert(key.clone());
-        fresh.then(|| TakenId { supervisor: Rc::clone(self), key })
-    }
+/// Which life of a supervisor this is: random, so that no two are taken for one.
+fn new_incarnation() -> Incarnation {
+    // Without random bytes nothing is started either: then the time since boot tells them apart.
+    let random = afar_sys::random::random_bytes::<8>().map(u64::from_be_bytes);
+    let since_boot = || u64::try_from(afar_sys::boot::since_boot().as_nanos()).unwrap_or(0);
+    let text = format!("{:016x}", random.unwrap_or_else(|_| since_boot()));
+    Incarnation::new(&text).expect("hexadecimal digits are allowed in it")
 }
 
 /// Runs the supervisor of the user who runs this, until it has had nothing to do for
@@ -361,37 +340,69 @@ impl Drop for Busy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     conversations: usize,
-    /// Jobs, and what they have left behind with a pipe of theirs still open.
+    /// Jobs that are not over.
     jobs: usize,
+    /// Jobs that are over, and of which somebody may still want something.
+    kept: usize,
+    /// Pipes that jobs have left open behind them.
+    left_open: usize,
     /// Sessions, with a shell or without.
     sessions: usize,
 }
 
-/// Counts a job for as long as it, or what it has left open, is there.
-struct Stay(Rc<Supervisor>);
-
-impl Stay {
-    fn new(supervisor: &Rc<Supervisor>) -> Self {
-        supervisor.busy.send_modify(|counts| counts.jobs += 1);
-        Self(Rc::clone(supervisor))
+impl Counts {
+    fn of(&mut self, why: Why) -> &mut usize {
+        match why {
+            Why::Running => &mut self.jobs,
+            Why::Kept => &mut self.kept,
+            Why::LeftOpen => &mut self.left_open,
+        }
     }
 }
 
-impl Clone for Stay {
-    fn clone(&self) -> Self {
-        Self::new(&self.0)
+/// Why a job keeps the supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    Running,
+    Kept,
+    LeftOpen,
+}
+
+/// Counts a job for as long as it, or what is left of it, is there.
+struct Stay {
+    supervisor: Rc<Supervisor>,
+    why: Why,
+}
+
+impl Stay {
+    fn new(supervisor: &Rc<Supervisor>, why: Why) -> Self {
+        supervisor.busy.send_modify(|counts| *counts.of(why) += 1);
+        Self { supervisor: Rc::clone(supervisor), why }
+    }
+
+    /// The job is over, and stays for what somebody may still want of it.
+    fn keep(&mut self) {
+        *self = Self::new(&self.supervisor, Why::Kept);
+    }
+
+    fn is_kept(&self) -> bool {
+        self.why == Why::Kept
+    }
+
+    fn supervisor(&self) -> &Rc<Supervisor> {
+        &self.supervisor
     }
 }
 
 impl Drop for Stay {
     fn drop(&mut self) {
-        self.0.busy.send_modify(|counts| counts.jobs -= 1);
+        self.supervisor.busy.send_modify(|counts| *counts.of(self.why) -= 1);
     }
 }
 
 impl std::fmt::Debug for Stay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Stay")
+        write!(f, "Stay({:?})", self.why)
     }
 }
 
@@ -415,6 +426,7 @@ impl Drop for OpenSession {
 /// sessions. Nobody else can start one before that.
 async fn stop(supervisor: &Rc<Supervisor>, socket: Option<Socket>) {
     supervisor.stopping.send_replace(true);
+    supervisor.jobs.end_all();
     let closed = socket.map(Socket::close).transpose().unwrap_or_else(|error| {
         supervisor.log.error(&format!("who connects now is not heard: {error}"));
         None
@@ -423,7 +435,8 @@ async fn stop(supervisor: &Rc<Supervisor>, socket: Option<Socket>) {
     // Who came in at the last moment is told too.
     late.into_iter().flatten().for_each(|stream| welcome(supervisor, stream));
     let mut busy = supervisor.busy.subscribe();
-    let ended = busy.wait_for(|counts| counts.conversations == 0 && counts.sessions == 0);
+    let gone = |counts: &Counts| counts.conversations + counts.jobs + counts.sessions == 0;
+    let ended = busy.wait_for(gone);
     let _ = tokio::time::timeout(STOP_TIMEOUT, ended).await;
 }
 

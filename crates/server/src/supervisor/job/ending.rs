@@ -18,17 +18,6 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// Time until KILL is sent again where it could not be sent to all of the tree.
 const KILL_RETRY: Duration = Duration::from_secs(1);
 
-/// Why a job is ended; the first cause stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// Its time limit has passed.
-    Timeout,
-    /// Its client is gone, or wants no more of it.
-    Cancelled,
-    /// Its end could not be noticed.
-    Lost,
-}
-
 #[derive(Debug)]
 enum State {
     /// Nothing is to be ended.
@@ -51,6 +40,8 @@ enum State {
 enum Root {
     /// A process of the job's own, and what it has started.
     Own(Tree),
+    /// Nothing: it has not started, or has ended long ago.
+    Nothing,
     /// A command in a shell; the shell is ended with it as long as it is at work on it.
     InSession { command: CommandRoot, with_shell: bool },
 }
@@ -77,6 +68,7 @@ impl Root {
                     let _ = command.signal_shell(Signal::CONT);
                 }
             }
+            Self::Nothing => {}
         }
     }
 
@@ -94,6 +86,7 @@ impl Root {
                 }
                 settled
             }
+            Self::Nothing => true,
         }
     }
 
@@ -104,38 +97,42 @@ impl Root {
             Self::InSession { command, .. } => {
                 command.find().map_or(true, |found| !found.is_empty())
             }
+            Self::Nothing => false,
         }
     }
 }
 
-/// The clock and the steps of a job's end. Reading `/proc` takes milliseconds and blocks, so every
+/// The steps of a job's end. Reading `/proc` takes milliseconds and blocks, so every
 /// step runs on a thread for blocking work.
 #[derive(Debug)]
 pub(super) struct Ending {
     root: Root,
-    timeout_at: Option<Instant>,
     grace: Duration,
-    cause: Option<Cause>,
     kill_at: Option<Instant>,
     state: State,
 }
 
 impl Ending {
-    pub(super) fn new(tree: Tree, timeout_at: Option<Instant>, grace: Duration) -> Self {
-        Self::of(Root::Own(tree), timeout_at, grace)
+    pub(super) fn new(tree: Tree, grace: Duration) -> Self {
+        Self::of(Root::Own(tree), grace)
     }
 
     /// The end of a command in a session's shell.
-    pub(super) fn in_session(
-        command: CommandRoot,
-        timeout_at: Option<Instant>,
-        grace: Duration,
-    ) -> Self {
-        Self::of(Root::InSession { command, with_shell: true }, timeout_at, grace)
+    pub(super) fn in_session(command: CommandRoot, grace: Duration) -> Self {
+        Self::of(Root::InSession { command, with_shell: true }, grace)
     }
 
-    fn of(root: Root, timeout_at: Option<Instant>, grace: Duration) -> Self {
-        Self { root, timeout_at, grace, cause: None, kill_at: None, state: State::Idle }
+    /// Nothing is to be ended, yet or any more.
+    pub(super) fn of_nothing(grace: Duration) -> Self {
+        Self::of(Root::Nothing, grace)
+    }
+
+    fn of(root: Root, grace: Duration) -> Self {
+        Self { root, grace, kill_at: None, state: State::Idle }
+    }
+
+    pub(super) fn grace(&self) -> Duration {
+        self.grace
     }
 
     /// The process was reaped: from here on its number may be another's. A shell that goes on is
@@ -151,33 +148,24 @@ impl Ending {
         }
     }
 
-    pub(super) fn cause(&self) -> Option<Cause> {
-        self.cause
-    }
-
     /// Begins to end the tree, unless that has begun already.
-    pub(super) fn begin(&mut self, cause: Cause) {
-        if self.cause.is_some() {
+    pub(super) fn begin(&mut self) {
+        if !matches!(self.state, State::Idle) {
             return;
         }
-        self.cause = Some(cause);
         self.kill_at = Some(Instant::now() + self.grace);
         let root = self.root.clone();
         self.state = State::Terminating(tokio::task::spawn_blocking(move || root.terminate()));
     }
 
     /// As [`Ending::begin`], without a grace.
-    pub(super) fn begin_at_once(&mut self, cause: Cause) {
+    pub(super) fn begin_at_once(&mut self) {
         self.grace = Duration::ZERO;
-        self.begin(cause);
+        self.begin();
     }
 
     /// Takes every step that is due; tells whether there was one.
     pub(super) fn poll(&mut self, context: &mut Context<'_>, now: Instant, exited: bool) -> bool {
-        if self.cause.is_none() && !exited && self.timeout_at.is_some_and(|at| now >= at) {
-            self.begin(Cause::Timeout);
-            return true;
-        }
         let kill_due = self.kill_at.is_some_and(|at| now >= at);
         let next = match &mut self.state {
             State::Terminating(step) => match Pin::new(step).poll(context) {
@@ -220,9 +208,8 @@ impl Ending {
     }
 
     /// When a step is due that nothing else wakes the task for.
-    pub(super) fn due(&self, exited: bool) -> Option<Instant> {
+    pub(super) fn due(&self) -> Option<Instant> {
         match self.state {
-            State::Idle => self.timeout_at.filter(|_| !exited),
             State::Waiting { .. } => self.kill_at,
             _ => None,
         }
@@ -232,44 +219,5 @@ impl Ending {
     /// that it left behind.
     pub(super) fn is_over(&self) -> bool {
         matches!(self.state, State::Idle | State::Over)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsFd as _;
-
-    use afar_sys::child::Session;
-    use afar_sys::spawn::{SpawnRequest, Stdio, spawn};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_time_limit_that_passes_after_the_exit_is_due_to_nobody() {
-        // The output of an ended job may still be on its way then; a time in the past that is due
-        // would keep the supervisor's only thread busy for as long.
-        let null = std::fs::File::options().read(true).write(true).open("/dev/null").unwrap();
-        let (stdin, stdout, stderr) = (null.as_fd(), null.as_fd(), null.as_fd());
-        let mut child = spawn(&SpawnRequest {
-            program: c"/bin/true",
-            argv: &[c"true".to_owned()],
-            env: &[],
-            cwd: None,
-            stdio: Stdio::Descriptors { stdin, stdout, stderr },
-            session: Session::New,
-            open_files_soft: None,
-        })
-        .unwrap();
-        let limit = Instant::now();
-        let tree = Tree::new(child.tree_root(), b"A=b", None);
-        let mut ending = Ending::new(tree, Some(limit), GRACE);
-        assert_eq!(ending.due(false), Some(limit));
-        child.wait().unwrap();
-        let watch = crate::supervisor::job::process::ExitWatch::of(&child);
-        ending.process_ended(&Process::Own { child, watch, group: None });
-        assert_eq!(ending.due(true), None);
-        let mut context = Context::from_waker(std::task::Waker::noop());
-        assert!(!ending.poll(&mut context, limit, true));
-        assert!(ending.is_over() && ending.cause().is_none());
     }
 }

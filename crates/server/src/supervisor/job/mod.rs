@@ -1,160 +1,161 @@
-//! One job: a task that owns the child, its pipes and its clock, and tells a conversation what
-//! happens.
+//! One job: a task that owns the child, its pipes and its clock, and does what its machine says.
 
 mod ending;
 mod input;
 mod output;
 mod process;
+mod route;
 mod start;
-mod waiting;
 
 use std::collections::BTreeMap;
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use afar_proto::connection::{ChannelId, Stream};
-use afar_proto::message::Refused;
-use afar_proto::outcome::{End, ExitReport, Receipt, Seal};
+use afar_core::job::{
+    Action, AttachError, AttachRequest, AttachedAt, AttachmentId, Cause, Exited, JobKey, Leave,
+    Machine, Settings, Told,
+};
+use afar_core::policy::original_command;
+use afar_proto::connection::Stream;
+use afar_proto::message::{
+    AttachStart, Attached, AttachedStream, JobInfo, JobState, OpenSpec, Opened, Refused,
+};
+use afar_proto::outcome::{End, Phase, Receipt, RefusalReason, Started as WasStarted};
 use afar_sys::child::ExitStatus;
-use afar_sys::signals::Signal;
-use bytes::Bytes;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
-use super::Stay;
-use ending::{Cause, Ending};
+use super::jobs::Remains;
+use super::session::TurnStarted;
+use super::{Stay, Why};
+use ending::Ending;
 use input::{Input, Taken};
 use output::{Output, Piece};
 use process::{Process, ProcessEnd};
+use route::{Attachment, Stage};
+use start::Ours;
 
-pub(super) use start::start;
-pub(super) use waiting::start_in_session;
-
-/// Silence after which output that others still hold open counts as over (`W-7.5`).
-pub const DRAIN_SILENCE: Duration = Duration::from_millis(250);
-
-/// Time after which it counts as over even if it is not silent (`W-7.5`).
-pub const DRAIN_MAX: Duration = Duration::from_secs(2);
-
-/// How much of a stream may be read: bytes, and pieces, because a million single bytes take far
-/// more memory on their way than their sum.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Allowance {
-    pub(super) bytes: usize,
-    pub(super) pieces: usize,
-}
-
-impl Allowance {
-    const UNBOUNDED: Self = Self { bytes: usize::MAX, pieces: usize::MAX };
-
-    pub(super) fn add(&mut self, more: Self) {
-        self.bytes = self.bytes.saturating_add(more.bytes);
-        self.pieces = self.pieces.saturating_add(more.pieces);
-    }
-
-    /// Takes one piece of so many bytes off.
-    pub(super) fn take(&mut self, bytes: usize) {
-        self.bytes = self.bytes.saturating_sub(bytes);
-        self.pieces = self.pieces.saturating_sub(1);
-    }
-}
-
-/// What a conversation tells a job.
-#[derive(Debug)]
-pub(super) enum ToJob {
-    /// Bytes for its stdin; bounded by the credit that was granted.
-    Input(Bytes),
-    /// The end of its stdin.
-    InputEnd,
-    /// So much more of a stream may be read.
-    Allow(Stream, Allowance),
-    /// Nobody wants more of a stream.
-    Stop(Stream),
-    /// A signal for its process group.
-    Signal(Signal),
-    /// The client is gone, or wants no more of it.
-    Cancel,
-}
-
-/// What a job tells its conversation.
-#[derive(Debug)]
-pub(super) enum FromJob {
-    /// A job that had to wait for its turn in a session was given to the session's shell.
-    Started {
-        pid: u32,
-        started_at_us: u64,
-        note: Option<String>,
-    },
-    /// A job that had to wait for its turn will not be started.
-    Refused(Box<Refused>),
-    Output {
-        stream: Stream,
-        clock_us: u64,
-        bytes: Bytes,
-    },
-    OutputEnd(Stream),
-    /// Its pipe took so many bytes of stdin.
-    InputTaken(usize),
-    /// It reads no more stdin.
-    InputClosed,
-    Exited(ExitReport),
-    /// The last word for the client.
-    Sealed(Box<Seal>),
-    /// Nothing of it is left to be cleaned up.
-    Gone,
-}
+pub(super) use route::{FromJob, Route, Said, ToJob};
+pub(super) use start::{Opening, start, start_in_session};
 
 /// The task's state. One task owns it and linearizes everything that happens to the job.
 #[derive(Debug)]
 pub(super) struct Job {
-    channel: ChannelId,
+    key: JobKey,
+    /// What a list says of it. What changes is filled in when it is asked for.
+    info: Box<JobInfo>,
+    machine: Machine,
     process: Process,
     outputs: [Output; 2],
     input: Input,
+    /// When its clock began.
     started: Instant,
     ending: Ending,
-    exit: Option<Exit>,
-    sealed: bool,
+    attachments: Vec<Attachment>,
     commands: UnboundedReceiver<ToJob>,
-    /// Whether the conversation may still say something.
-    heard: bool,
-    /// Whether somebody still wants the output; if not, it is read and dropped.
-    wanted: bool,
-    events: UnboundedSender<(ChannelId, FromJob)>,
-    timer: std::pin::Pin<Box<tokio::time::Sleep>>,
+    timer: Pin<Box<tokio::time::Sleep>>,
+    /// Whether nobody is to see it any more once it is over.
+    removed: bool,
     /// Keeps the supervisor from ending for idleness.
     stay: Stay,
 }
 
-/// The process has ended.
-#[derive(Debug)]
-struct Exit {
-    end: End,
-    receipt: Receipt,
-    session_restarted: bool,
-    /// When output that others hold open counts as silent; moves with each piece.
-    silent_at: Instant,
-    /// When it counts as over in any case.
-    over_at: Instant,
-}
-
 impl Job {
-    /// Runs until the job has ended, its output is sealed, and nothing of its tree is left that was
-    /// to be ended.
+    /// A job that has not begun, and whose asker is attached to it unless it wanted to leave.
+    fn new(
+        opening: Opening<'_>,
+        ours: Ours,
+        process: Process,
+        ending: Ending,
+    ) -> (Box<Self>, UnboundedSender<ToJob>) {
+        let Opening { spec, key, route, supervisor } = opening;
+        let Ours { outputs, input } = ours;
+        let (sender, commands) = unbounded_channel();
+        let mut machine = Machine::new(Settings::of(spec));
+        if !spec.detach {
+            // A new job has room for its first attachment.
+            let _ = machine.attach(&AttachRequest::opening(route.id));
+        }
+        let started = Instant::now();
+        let job = Box::new(Self {
+            info: describe(&key, spec),
+            key,
+            machine,
+            process,
+            outputs,
+            input,
+            started,
+            ending,
+            attachments: vec![Attachment { route, stage: Stage::Opening }],
+            commands,
+            timer: Box::pin(tokio::time::sleep_until(started)),
+            removed: false,
+            stay: Stay::new(supervisor, Why::Running),
+        });
+        (job, sender)
+    }
+
+    /// Brings back a job that has ended, to tell its outcome once more.
+    pub(super) fn revived(
+        key: JobKey,
+        remains: &Remains,
+        supervisor: &std::rc::Rc<super::Supervisor>,
+    ) -> std::io::Result<(Box<Self>, UnboundedSender<ToJob>)> {
+        let (sender, commands) = unbounded_channel();
+        let now = Instant::now();
+        let job = Box::new(Self {
+            info: Box::new(remains.info.clone()),
+            key,
+            machine: Machine::ended(remains.seal.clone()),
+            process: Process::Over,
+            outputs: [Output::new(Stream::Stdout, None)?, Output::new(Stream::Stderr, None)?],
+            input: Input::new(None)?,
+            started: now,
+            ending: Ending::of_nothing(Duration::ZERO),
+            attachments: Vec::new(),
+            commands,
+            timer: Box::pin(tokio::time::sleep_until(now)),
+            removed: false,
+            stay: Stay::new(supervisor, Why::Kept),
+        });
+        Ok((job, sender))
+    }
+
+    /// Its process was started.
+    fn begin(&mut self, started: Instant, started_at_us: u64, pid: Option<u32>) {
+        self.started = started;
+        self.info.started_at_us = Some(started_at_us);
+        self.info.pid = pid;
+        self.machine.started(afar_proto::Instant::ZERO);
+        // Whoever asked is answered by its conversation, at once.
+        self.attachments.retain_mut(|attachment| {
+            attachment.stage = Stage::Attached;
+            self.machine.is_owner(attachment.route.id)
+        });
+    }
+
+    /// Runs until the job has ended, its output is sealed, nobody waits for anything of it any
+    /// more, and nothing of its tree is left that was to be ended.
     ///
     /// Boxed, because a future holds what it is given twice over: once as it came, once as it runs.
     pub(super) async fn run(mut self: Box<Self>) {
         poll_fn(|context| self.poll(context)).await;
-        self.tell(FromJob::Gone);
-        self.hand_over_open_pipes();
+        let jobs = &self.stay.supervisor().jobs;
+        if let Process::NotStarted(refused) = &self.process {
+            jobs.refused(&self.key, refused);
+        } else if let Some(seal) = self.machine.seal().cloned() {
+            jobs.ended(&self.key, Remains { info: self.described(), seal }, self.removed);
+        }
     }
 
     /// It runs, and can't be watched: it must not go on unseen.
     fn give_up(&mut self) {
-        self.ending.begin_at_once(Cause::Lost);
+        self.machine.end(Cause::Lost);
+        self.ending.begin_at_once();
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
@@ -162,11 +163,13 @@ impl Job {
             let mut progress = self.poll_commands(context);
             progress |= self.poll_outputs(context);
             progress |= self.poll_input(context);
-            progress |= self.poll_exit(context);
+            progress |= self.poll_process(context);
             let now = Instant::now();
-            progress |= self.ending.poll(context, now, self.exit.is_some());
-            self.seal_if_over(now);
-            if self.sealed && self.ending.is_over() {
+            self.machine.handle_timeout(self.clock(now));
+            progress |= self.ending.poll(context, now, self.machine.exit().is_some());
+            progress |= self.act();
+            self.settle();
+            if self.is_over() {
                 return Poll::Ready(());
             }
             if !progress && self.poll_timer(context, now).is_pending() {
@@ -175,78 +178,149 @@ impl Job {
         }
     }
 
+    /// The job's own clock.
+    fn clock(&self, now: Instant) -> afar_proto::Instant {
+        afar_proto::Instant::from_micros(micros(now.saturating_duration_since(self.started)))
+    }
+
+    fn is_over(&self) -> bool {
+        let done = match self.process {
+            Process::NotStarted(_) => true,
+            _ => self.machine.is_done() && self.ending.is_over(),
+        };
+        // Who has asked to attach in this moment must not be forgotten.
+        done && self.commands.is_empty()
+    }
+
+    // What it is told.
+
     fn poll_commands(&mut self, context: &mut Context<'_>) -> bool {
         let mut progress = false;
-        while self.heard {
-            let Poll::Ready(command) = self.commands.poll_recv(context) else { break };
+        // The table has the other end for as long as the job is there.
+        while let Poll::Ready(Some(command)) = self.commands.poll_recv(context) {
             progress = true;
-            match command {
-                Some(command) => self.obey(command),
-                None => {
-                    self.heard = false;
-                    self.obey(ToJob::Cancel);
-                }
-            }
+            self.obey(command);
         }
         progress
     }
 
     fn obey(&mut self, command: ToJob) {
         match command {
-            ToJob::Input(bytes) => self.input.push(bytes),
-            ToJob::InputEnd => self.input.end(),
-            ToJob::Allow(stream, more) => {
-                if let Some(output) = self.output(stream) {
-                    output.allow(more);
+            ToJob::From(id, said) => self.hear(id, said),
+            ToJob::Attach(request, route) => self.attach(&request, route),
+            ToJob::Kill(signal, reply) => {
+                let _ = reply.send(self.machine.exit().is_none());
+                match signal {
+                    None => self.machine.end(Cause::Cancelled),
+                    // A process that has ended in this moment is no error of whoever signals it.
+                    Some(signal) => self.process.signal(signal),
                 }
             }
-            ToJob::Stop(stream) => {
-                if let Some(output) = self.output(stream).filter(|output| output.is_open()) {
-                    output.close();
-                    self.tell(FromJob::OutputEnd(stream));
-                }
+            ToJob::End(cause) => self.machine.end(cause),
+            ToJob::Describe(reply) => {
+                let _ = reply.send(self.described());
             }
-            ToJob::Signal(signal) => {
-                // A process that has ended in this moment is no error of whoever signals it.
-                self.process.signal(signal);
-            }
-            ToJob::Cancel => {
-                self.wanted = false;
-                self.input.close();
-                for output in &mut self.outputs {
-                    // Read on, for nobody: a job that handles TERM may have things to say on its
-                    // way out, and must not hang in a full pipe instead.
-                    output.allow(Allowance::UNBOUNDED);
-                }
-                if self.exit.is_none() {
-                    self.ending.begin(Cause::Cancelled);
-                }
+            ToJob::Remove(reply) => {
+                self.removed = self.machine.remove();
+                let _ = reply.send(self.removed);
             }
         }
     }
 
-    fn output(&mut self, stream: Stream) -> Option<&mut Output> {
-        self.outputs.iter_mut().find(|output| output.stream() == stream)
+    fn hear(&mut self, id: AttachmentId, said: Said) {
+        match said {
+            Said::Input(bytes) => {
+                if self.machine.input(id, bytes.len()) {
+                    self.input.push(bytes);
+                }
+            }
+            Said::InputEnd => {
+                if self.machine.input_end(id) {
+                    self.input.end();
+                }
+            }
+            Said::Allow(stream, more) => self.machine.allow(id, stream, more),
+            Said::Acked(stream, offset) => self.machine.acked(id, stream, offset),
+            Said::Stop(stream) => self.machine.stop(id, stream),
+            Said::Signal(signal) => {
+                if self.machine.is_owner(id) {
+                    self.process.signal(signal);
+                }
+            }
+            Said::Leave(how) => self.leave(id, how),
+        }
     }
+
+    fn leave(&mut self, id: AttachmentId, how: Leave) {
+        let cancels = self.machine.leave(id, how);
+        let Some(at) = self.attachments.iter().position(|it| it.route.id == id) else { return };
+        if let Some(Attachment { route, stage: Stage::Attaching(at) }) = self.attachments.get(at)
+            && how == Leave::Detached
+        {
+            // Who leaves with the answer has it before.
+            route.tell(FromJob::Attached(Box::new(self.attached(*at)), *at));
+        }
+        match self.attachments.get_mut(at) {
+            // Its channel counts for its client until nothing is left of the job (`W-9.6`).
+            Some(attachment) if cancels => attachment.stage = Stage::Leaving,
+            _ => self.attachments.swap_remove(at).route.tell(FromJob::Gone),
+        }
+    }
+
+    fn attach(&mut self, request: &AttachRequest, route: Route) {
+        let mut request = request.clone();
+        if let Some(AttachStart::SinceUs(time_us)) = &mut request.start {
+            // From the calendar's time to the job's own.
+            *time_us = time_us.saturating_sub(self.info.started_at_us.unwrap_or(*time_us));
+        }
+        let request = &request;
+        let attached = self.machine.attach(request);
+        let stage = match attached {
+            Err(error) => {
+                route.tell(FromJob::Refused(Box::new(refuse_attach(error))));
+                return route.tell(FromJob::Gone);
+            }
+            Ok(at) if matches!(self.process, Process::Waiting(_)) => Stage::Attaching(at),
+            Ok(at) => {
+                route.tell(FromJob::Attached(Box::new(self.attached(at)), at));
+                Stage::Attached
+            }
+        };
+        self.attachments.push(Attachment { route, stage });
+    }
+
+    fn attached(&self, at: AttachedAt) -> Attached {
+        let named = Stream::OUTPUTS.into_iter().zip(at.streams);
+        let streams: BTreeMap<_, _> = named
+            .filter_map(|(stream, offset)| {
+                Some((stream.name().to_owned(), AttachedStream { offset: offset? }))
+            })
+            .collect();
+        Attached {
+            job: self.key.job.clone(),
+            pid: self.info.pid.filter(|_| self.machine.exit().is_none()),
+            started_at_us: self.info.started_at_us,
+            streams,
+            stdin: at.stdin.map(|stdin| stdin.received),
+        }
+    }
+
+    // What happens to the process.
 
     fn poll_outputs(&mut self, context: &mut Context<'_>) -> bool {
         let mut progress = false;
         for index in 0..self.outputs.len() {
             let Some(output) = self.outputs.get_mut(index) else { continue };
-            let Poll::Ready(piece) = output.poll_read(context) else { continue };
-            progress = true;
             let stream = output.stream();
+            let allowed = self.machine.readable(stream);
+            let Poll::Ready(piece) = output.poll_read(context, allowed) else { continue };
+            progress = true;
             match piece {
                 Piece::Bytes(bytes) => {
-                    let clock_us = micros(self.started.elapsed());
-                    if let Some(exit) = &mut self.exit {
-                        exit.silent_at = Instant::now() + DRAIN_SILENCE;
-                    }
-                    if self.wanted {
-                        self.tell(FromJob::Output { stream, clock_us, bytes });
-                    }
+                    let now = self.clock(Instant::now());
+                    self.machine.output(now, stream, bytes);
                 }
-                Piece::End => self.tell(FromJob::OutputEnd(stream)),
+                Piece::End { complete } => self.machine.output_end(stream, complete),
             }
         }
         progress
@@ -254,15 +328,27 @@ impl Job {
 
     fn poll_input(&mut self, context: &mut Context<'_>) -> bool {
         let Poll::Ready(taken) = self.input.poll_write(context) else { return false };
-        self.tell(match taken {
-            Taken::Bytes(count) => FromJob::InputTaken(count),
-            Taken::Closed => FromJob::InputClosed,
-        });
+        match taken {
+            Taken::Bytes(count) => self.machine.input_taken(count),
+            Taken::Closed => self.machine.input_closed(),
+        }
         true
     }
 
-    fn poll_exit(&mut self, context: &mut Context<'_>) -> bool {
-        if self.exit.is_some() {
+    fn poll_process(&mut self, context: &mut Context<'_>) -> bool {
+        if let Process::Waiting(turn) = &mut self.process {
+            let Poll::Ready(started) = Pin::new(&mut turn.started).poll(context) else {
+                return false;
+            };
+            match started {
+                Ok(Ok(started)) => self.turn_came(started),
+                Ok(Err(refused)) => self.never_started(refused),
+                // The keeper has gone with its runtime.
+                Err(_) => self.never_started(cancelled_before_its_turn()),
+            }
+            return true;
+        }
+        if self.machine.exit().is_some() {
             return false;
         }
         let Poll::Ready(ended) = self.process.poll_ended(context) else { return false };
@@ -272,12 +358,6 @@ impl Job {
 
     fn exited(&mut self, ended: ProcessEnd) {
         let now = Instant::now();
-        let end = match self.ending.cause() {
-            Some(Cause::Timeout) => End::Timeout,
-            Some(Cause::Cancelled) => End::Cancelled,
-            Some(Cause::Lost) => End::Lost,
-            None => ended.end,
-        };
         self.ending.process_ended(&self.process);
         let receipt = Receipt {
             wall_us: micros(now - self.started),
@@ -287,85 +367,184 @@ impl Job {
             read_bytes: ended.io.map(|io| io.read_bytes),
             written_bytes: ended.io.map(|io| io.written_bytes),
         };
-        for output in &mut self.outputs {
-            output.process_ended();
-        }
+        // From here on, others are the only writers of what is not in the pipes yet.
+        let owed = [&self.outputs[0], &self.outputs[1]].map(Output::owed);
         // Nobody is left to read it, unless a child inherited it; then the pipe stays open in the
         // child, and what was sent so far is there.
         self.input.end();
-        self.tell(FromJob::Exited(ExitReport { end: end.clone(), receipt }));
-        let (silent_at, over_at) = (now + DRAIN_SILENCE, now + DRAIN_MAX);
         let session_restarted = ended.session_restarted;
-        self.exit = Some(Exit { end, receipt, session_restarted, silent_at, over_at });
+        let exited = Exited { end: ended.end, receipt, session_restarted, owed };
+        self.info.ended_at_us = Some(unix_time_us());
+        self.machine.exited(self.clock(now), exited);
     }
 
-    /// Whether nothing more is to be expected of a stream, or waited for (`W-7.5`).
-    fn is_drained(output: &Output, exit: &Exit, now: Instant) -> bool {
-        if !output.is_open() {
-            return true;
+    /// The shell of its session was given the job.
+    fn turn_came(&mut self, started: TurnStarted) {
+        let TurnStarted { root, pid, note } = started;
+        let Process::Waiting(turn) = std::mem::replace(&mut self.process, Process::Over) else {
+            return;
+        };
+        self.ending = Ending::in_session(root.clone(), self.ending.grace());
+        self.process = Process::in_session(root, turn.ended);
+        let waited = std::mem::take(&mut self.attachments);
+        let started_at_us = unix_time_us();
+        self.begin(Instant::now(), started_at_us, Some(pid));
+        for Attachment { route, stage } in waited {
+            match stage {
+                Stage::Opening => {
+                    let (job, note) = (self.key.job.clone(), note.clone());
+                    route.tell(FromJob::Opened(Opened { job, pid, started_at_us, note }));
+                    if !self.machine.is_owner(route.id) {
+                        // It wanted to leave with the answer.
+                        route.tell(FromJob::Gone);
+                        continue;
+                    }
+                }
+                Stage::Attaching(at) => {
+                    route.tell(FromJob::Attached(Box::new(self.attached(at)), at));
+                }
+                Stage::Attached | Stage::Leaving => {}
+            }
+            self.attachments.push(Attachment { route, stage: Stage::Attached });
         }
-        let silent = !output.is_held_back() && now >= exit.silent_at;
-        output.owes_nothing() && (silent || now >= exit.over_at)
     }
 
-    fn seal_if_over(&mut self, now: Instant) {
-        let Some(exit) = self.exit.as_ref().filter(|_| !self.sealed) else { return };
-        if !self.outputs.iter().all(|output| Self::is_drained(output, exit, now)) {
+    /// It waited for its turn, which will not come.
+    fn never_started(&mut self, refused: Refused) {
+        for Attachment { route, stage } in std::mem::take(&mut self.attachments) {
+            if !matches!(stage, Stage::Leaving) {
+                route.tell(FromJob::Refused(Box::new(refused.clone())));
+            }
+            route.tell(FromJob::Gone);
+        }
+        self.process = Process::NotStarted(Box::new(refused));
+    }
+
+    // What its machine says.
+
+    /// Does what is to be done; tells whether that was anything.
+    fn act(&mut self) -> bool {
+        let mut acted = false;
+        while let Some(action) = self.machine.poll_action() {
+            acted = true;
+            match action {
+                Action::Tell(id, told) => self.tell(id, told),
+                Action::CloseOutput(stream) => {
+                    let closed = self.outputs.iter_mut().find(|output| output.stream() == stream);
+                    if let Some(output) = closed {
+                        output.close();
+                    }
+                }
+                Action::End(cause) => {
+                    if cause == Cause::Cancelled {
+                        self.input.close();
+                    }
+                    match self.process {
+                        Process::Waiting(_) => self.never_started(cancelled_before_its_turn()),
+                        _ => self.ending.begin(),
+                    }
+                }
+            }
+        }
+        acted
+    }
+
+    fn tell(&mut self, id: AttachmentId, told: Told) {
+        let Some(at) = self.attachments.iter().position(|it| it.route.id == id) else { return };
+        let Some(attachment) = self.attachments.get(at) else { return };
+        let last = matches!(told, Told::Fenced | Told::Finished);
+        attachment.route.tell(FromJob::Told(told));
+        if last {
+            self.attachments.swap_remove(at).route.tell(FromJob::Gone);
+        }
+    }
+
+    /// What others hold open when everything is told is read and dropped for as long as they do, so
+    /// that a daemon that a job left behind never blocks on a full pipe and never meets a closed one.
+    fn settle(&mut self) {
+        if self.machine.seal().is_none() {
             return;
         }
-        let left_open: Vec<Stream> =
-            self.outputs.iter().filter(|output| output.is_open()).map(Output::stream).collect();
-        let streams: BTreeMap<String, _> = self
-            .outputs
-            .iter()
-            .map(|output| (output.stream().name().to_owned(), output.seal()))
-            .collect();
-        let seal = Seal {
-            end: exit.end.clone(),
-            receipt: exit.receipt,
-            streams,
-            streams_left_open: !left_open.is_empty(),
-            session_restarted: exit.session_restarted,
-            detail: None,
-        };
-        self.sealed = true;
-        for stream in left_open {
-            self.tell(FromJob::OutputEnd(stream));
+        for output in &mut self.outputs {
+            if let Some(pipe) = output.take_pipe() {
+                let stay = Stay::new(self.stay.supervisor(), Why::LeftOpen);
+                tokio::task::spawn_local(drain_for_nobody(pipe, stay));
+            }
         }
-        self.tell(FromJob::Sealed(Box::new(seal)));
+        if self.ending.is_over() && !self.stay.is_kept() {
+            self.stay.keep();
+            // Nothing of the process is needed any more: no descriptor, no cgroup.
+            self.process = Process::Over;
+            self.ending = Ending::of_nothing(Duration::ZERO);
+            for attachment in
+                self.attachments.extract_if(.., |it| matches!(it.stage, Stage::Leaving))
+            {
+                attachment.route.tell(FromJob::Gone);
+            }
+        }
     }
 
     /// Waits for the next moment at which something is due.
     fn poll_timer(&mut self, context: &mut Context<'_>, now: Instant) -> Poll<()> {
-        let drain = self.exit.as_ref().filter(|_| !self.sealed).map(|exit| {
-            if now < exit.silent_at { exit.silent_at.min(exit.over_at) } else { exit.over_at }
-        });
-        let drain = drain.filter(|at| *at > now);
-        let look = self.process.look_interval().filter(|_| self.exit.is_none());
+        let clock = self.machine.poll_timeout(self.clock(now));
+        let machine =
+            clock.and_then(|at| self.started.checked_add(Duration::from_micros(at.as_micros())));
+        let look = self.process.look_interval().filter(|_| self.machine.exit().is_none());
         let look = look.map(|interval| now + interval);
-        let ending = self.ending.due(self.exit.is_some());
-        let Some(due) = [drain, ending, look].into_iter().flatten().min() else {
-            return Poll::Pending;
-        };
+        let due = [machine, self.ending.due(), look].into_iter().flatten().min();
+        let Some(due) = due else { return Poll::Pending };
         if self.timer.deadline() != due {
             self.timer.as_mut().reset(due);
         }
         self.timer.as_mut().poll(context)
     }
 
-    /// A conversation that is gone has nobody to tell.
-    fn tell(&self, event: FromJob) {
-        let _ = self.events.send((self.channel, event));
-    }
-
-    /// What others hold open is read and dropped for as long as they do, so that a daemon that a
-    /// job left behind never blocks on a full pipe and never meets a closed one.
-    fn hand_over_open_pipes(&mut self) {
-        for output in &mut self.outputs {
-            if let Some(pipe) = output.take_pipe() {
-                tokio::task::spawn_local(drain_for_nobody(pipe, self.stay.clone()));
-            }
+    /// What a list says of it now.
+    fn described(&self) -> JobInfo {
+        let mut info = (*self.info).clone();
+        let machine = &self.machine;
+        info.state = machine.state();
+        info.streams = machine.streams();
+        info.owner = machine.is_owned();
+        info.watchers = u32::try_from(machine.watchers()).unwrap_or(u32::MAX);
+        if let Some(report) = machine.exit() {
+            info.end = Some(report.end.clone());
+            info.receipt = Some(report.receipt);
+            info.pid = None;
         }
+        let expires = machine.expires_at().zip(info.started_at_us);
+        info.keep_until_us = expires.map(|(at, start)| start.saturating_add(at.as_micros()));
+        info
+    }
+}
+
+/// What a list says of a job that has not begun.
+fn describe(key: &JobKey, spec: &OpenSpec) -> Box<JobInfo> {
+    let command = original_command(&spec.command);
+    let mut info = JobInfo::new(key.job.clone(), JobState::Waiting, &command);
+    info.session = spec.session.as_ref().map(|session| session.name.to_string());
+    info.detached = spec.detach;
+    if let Some(cwd) = &spec.cwd {
+        info.set_cwd(cwd.as_bytes());
+    }
+    Box::new(info)
+}
+
+fn refuse_attach(error: AttachError) -> Refused {
+    let reason = match error {
+        AttachError::BeyondEnd(_) => RefusalReason::BeyondEnd,
+        AttachError::TooMany => RefusalReason::TooMany,
+    };
+    let message = error.to_string();
+    Refused { phase: Phase::Authorize, reason, message, started: WasStarted::Yes }
+}
+
+fn cancelled_before_its_turn() -> Refused {
+    Refused {
+        phase: Phase::Spawn,
+        reason: RefusalReason::Other,
+        message: "it was cancelled while it waited for its turn in its session".to_owned(),
+        started: WasStarted::No,
     }
 }
 
@@ -393,6 +572,11 @@ pub(super) fn end_of(status: &ExitStatus) -> End {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Now, in microseconds of Unix time.
+pub(super) fn unix_time_us() -> u64 {
+    micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO))
 }
 
 #[cfg(test)]

@@ -1,18 +1,15 @@
-//! A pipe that a job writes: read only as far as its reader at the other end has room.
+//! A pipe that a job writes: read only as far as those who want its output have room.
 
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll, ready};
 
+use afar_core::job::Allowance;
 use afar_proto::connection::Stream;
-use afar_proto::outcome::StreamSeal;
-use afar_proto::seal::Sealer;
 use bytes::Bytes;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-
-use super::Allowance;
 
 /// Most bytes of one read.
 const READ_BYTES: usize = 64 * 1024;
@@ -28,23 +25,18 @@ const BULK_PIPE_BYTES: usize = 256 * 1024;
 #[derive(Debug)]
 pub(super) enum Piece {
     Bytes(Bytes),
-    End,
+    /// Nothing more comes; `complete` iff by itself.
+    End {
+        complete: bool,
+    },
 }
 
-/// The pipe, and the seal of what was read from it.
+/// The pipe.
 #[derive(Debug)]
 pub(super) struct Output {
     stream: Stream,
     /// `Some` until the end was read, or nobody wants more.
     pipe: Option<AsyncFd<OwnedFd>>,
-    sealer: Sealer,
-    /// What may be read now.
-    allowance: Allowance,
-    /// Whether the end was read.
-    complete: bool,
-    /// Bytes that were in the pipe when the process ended, and have not been read since: they may
-    /// be the process's own.
-    owed: u64,
     bulk: bool,
 }
 
@@ -56,54 +48,25 @@ thread_local! {
 impl Output {
     /// A pipe of a job that was just started; `None` for a stream that is merged into another.
     pub(super) fn new(stream: Stream, pipe: Option<OwnedFd>) -> io::Result<Self> {
-        let complete = pipe.is_none();
         let pipe =
             pipe.map(|pipe| afar_sys::readiness::watch(pipe, Interest::READABLE)).transpose()?;
-        Ok(Self {
-            stream,
-            pipe,
-            sealer: Sealer::new(),
-            allowance: Allowance::default(),
-            complete,
-            owed: 0,
-            bulk: false,
-        })
+        Ok(Self { stream, pipe, bulk: false })
     }
 
     pub(super) fn stream(&self) -> Stream {
         self.stream
     }
 
-    pub(super) fn allow(&mut self, more: Allowance) {
-        self.allowance.add(more);
-    }
-
-    pub(super) fn is_open(&self) -> bool {
-        self.pipe.is_some()
-    }
-
-    /// Whether the reader has no room: then silence says nothing about the writers.
-    pub(super) fn is_held_back(&self) -> bool {
-        self.allowance.bytes == 0 || self.allowance.pieces == 0
-    }
-
-    /// Whether everything that the process can have written before its end was read.
-    pub(super) fn owes_nothing(&self) -> bool {
-        self.owed == 0
-    }
-
-    /// The process has ended: from here on, others are the only writers.
-    pub(super) fn process_ended(&mut self) {
-        if let Some(pipe) = &self.pipe {
-            // A pipe that can't tell is drained until it is silent, like any other.
-            self.owed = afar_sys::pipe::bytes_readable(pipe.get_ref()).unwrap_or(0);
-        }
+    /// Bytes that are in the pipe now. One that can't tell is drained until it is silent, like any
+    /// other.
+    pub(super) fn owed(&self) -> u64 {
+        let pipe = self.pipe.as_ref();
+        pipe.map_or(0, |pipe| afar_sys::pipe::bytes_readable(pipe.get_ref()).unwrap_or(0))
     }
 
     /// Nobody wants more: closes the pipe, so that its writers meet SIGPIPE.
     pub(super) fn close(&mut self) {
         self.pipe = None;
-        self.owed = 0;
     }
 
     /// Takes the pipe out, to be drained by somebody else.
@@ -111,18 +74,18 @@ impl Output {
         self.pipe.take()
     }
 
-    pub(super) fn seal(&self) -> StreamSeal {
-        self.sealer.seal(self.complete)
-    }
-
-    /// Reads the next piece. `Pending` also while nothing may be read; [`Output::allow`] does not
-    /// wake the task, its caller polls again.
-    pub(super) fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Piece> {
+    /// Reads the next piece, if so much may be read. `Pending` also while nothing may be: more of it
+    /// does not wake the task, its caller polls again.
+    pub(super) fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        allowed: Allowance,
+    ) -> Poll<Piece> {
         let Some(pipe) = &self.pipe else { return Poll::Pending };
-        if self.is_held_back() {
+        if allowed.is_none() {
             return Poll::Pending;
         }
-        let read_bytes = self.allowance.bytes.min(READ_BYTES);
+        let read_bytes = allowed.bytes.min(READ_BYTES);
         loop {
             let mut guard = match ready!(pipe.poll_read_ready(context)) {
                 Ok(guard) => guard,
@@ -144,19 +107,15 @@ impl Output {
                 // EIO and the like end the stream as the end of the pipe does; the seal says
                 // that it is incomplete.
                 Ok(end) => {
-                    self.complete = end.is_ok();
                     self.close();
-                    return Poll::Ready(Piece::End);
+                    return Poll::Ready(Piece::End { complete: end.is_ok() });
                 }
             }
         }
     }
 
-    /// Counts and hashes what was read.
+    /// Gives a pipe that carries bulk the room for it.
     fn took(&mut self, bytes: &Bytes) {
-        self.sealer.update(bytes);
-        self.allowance.take(bytes.len());
-        self.owed = self.owed.saturating_sub(bytes.len() as u64);
         if bytes.len() == READ_BYTES
             && !self.bulk
             && let Some(pipe) = &self.pipe

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use afar_proto::message::Refused;
 use afar_proto::outcome::End;
 use afar_sys::cgroup::{Group, GroupIo};
 use afar_sys::child::{Child, Ended};
@@ -18,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::end_of;
-use crate::supervisor::session::TurnEnd;
+use crate::supervisor::session::{TurnEnd, TurnStarted};
 
 #[derive(Debug)]
 pub(super) enum Process {
@@ -29,6 +30,19 @@ pub(super) enum Process {
         group: Option<Arc<Group>>,
     },
     InSession(Command),
+    /// It waits for its turn in a session.
+    Waiting(Turn),
+    /// Its turn never came.
+    NotStarted(Box<Refused>),
+    /// It has ended long ago.
+    Over,
+}
+
+/// A turn that was asked for.
+#[derive(Debug)]
+pub(super) struct Turn {
+    pub(super) started: oneshot::Receiver<Result<TurnStarted, Refused>>,
+    pub(super) ended: oneshot::Receiver<TurnEnd>,
 }
 
 /// How the end of a process is noticed.
@@ -98,6 +112,7 @@ impl Process {
                 let _ = child.signal_group(signal);
             }
             Self::InSession(command) => command.signal(signal),
+            Self::Waiting(_) | Self::NotStarted(_) | Self::Over => {}
         }
     }
 
@@ -119,6 +134,7 @@ impl Process {
                 ProcessEnd::of(ended).with_memory_counted(for_memory).with_io(io)
             }),
             Self::InSession(command) => command.poll_ended(context),
+            Self::Waiting(_) | Self::NotStarted(_) | Self::Over => Poll::Pending,
         }
     }
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use afar_proto::connection::{ChannelId, Stream};
+use afar_core::job::JobKey;
+use afar_proto::connection::Stream;
 use afar_proto::message::{OpenSpec, Refused};
 use afar_proto::outcome::{Phase, RefusalReason, Started as WasStarted};
 use afar_sys::child::Session;
@@ -16,26 +17,42 @@ use afar_sys::pipe::{ChildPipe, pipe_from_child, pipe_to_child};
 use afar_sys::process_tree::Tree;
 use afar_sys::resolve::diagnose;
 use afar_sys::spawn::{SpawnError, SpawnRequest, Stdio, spawn, spawn_confined};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::ending::{Ending, GRACE};
 use super::input::Input;
 use super::output::Output;
-use super::process::{ExitWatch, Process};
-use super::{FromJob, Job, ToJob};
+use super::process::{self, ExitWatch, Process};
+use super::{Job, Route, ToJob};
+use crate::supervisor::Supervisor;
 use crate::supervisor::request::{Prepared, refuse_spawn};
-use crate::supervisor::{Stay, Supervisor};
+use crate::supervisor::session::{SessionRequest, Turn, TurnStreams, submit};
 
-/// A job that runs.
+/// A job that is asked for.
+pub(in crate::supervisor) struct Opening<'a> {
+    /// What is asked.
+    pub(in crate::supervisor) spec: &'a OpenSpec,
+    /// Which job that is.
+    pub(in crate::supervisor) key: JobKey,
+    /// Who asks.
+    pub(in crate::supervisor) route: Route,
+    /// Where it will run.
+    pub(in crate::supervisor) supervisor: &'a Rc<Supervisor>,
+}
+
+/// A job whose task is to be run.
 #[derive(Debug)]
 pub(in crate::supervisor) struct Started {
-    /// The task's state, to be run.
+    /// The task's state.
     pub(in crate::supervisor) job: Box<Job>,
     /// Where to tell it things.
     pub(in crate::supervisor) commands: UnboundedSender<ToJob>,
-    /// Its process id.
-    pub(in crate::supervisor) pid: u32,
+    /// Its process id; `None` while it waits for its turn.
+    pub(in crate::supervisor) pid: Option<u32>,
+    /// When it was started, in microseconds of Unix time.
+    pub(in crate::supervisor) started_at_us: u64,
     /// What its user should know about how it was started.
     pub(in crate::supervisor) note: Option<String>,
 }
@@ -43,12 +60,10 @@ pub(in crate::supervisor) struct Started {
 /// Starts what was prepared. Blocks until the program executes or could not: half a millisecond,
 /// which is less than handing it to another thread and back would cost.
 pub(in crate::supervisor) fn start(
-    spec: &OpenSpec,
+    opening: Opening<'_>,
     prepared: &Prepared,
-    channel: ChannelId,
-    events: UnboundedSender<(ChannelId, FromJob)>,
-    supervisor: &Rc<Supervisor>,
 ) -> Result<Started, Refused> {
+    let Opening { spec, supervisor, .. } = &opening;
     let no_pipe = |error: io::Error| no_resources(&error, WasStarted::No);
     let Pipes { ours, childs } = Pipes::new(spec).map_err(no_pipe)?;
     let (user, log) = (&supervisor.user, supervisor.log);
@@ -68,7 +83,7 @@ pub(in crate::supervisor) fn start(
         open_files_soft: supervisor.open_files_soft,
     };
     // Before the start: a short program is half done when posix_spawn returns.
-    let started = Instant::now();
+    let (started, started_at_us) = (Instant::now(), super::unix_time_us());
     let child = match confined.confinement() {
         Some(confinement) => spawn_confined(&request, &confinement),
         None => spawn(&request),
@@ -77,36 +92,44 @@ pub(in crate::supervisor) fn start(
     // The job must meet the end of its pipes when it has closed its own ends.
     drop(childs);
     let pid = u32::try_from(child.pid()).unwrap_or(0);
-    let timeout_at = spec.timeout_ms.and_then(|ms| started.checked_add(Duration::from_millis(ms)));
-    let grace = spec.kill_after_ms.map_or(GRACE, Duration::from_millis);
     let group = confined.group();
     let tree = Tree::new(child.tree_root(), &prepared.mark, group.clone());
-    let ending = Ending::new(tree, timeout_at, grace);
-    let (commands, received) = unbounded_channel();
+    let ending = Ending::new(tree, grace(spec));
     let watch = ExitWatch::of(&child);
     let unwatched = watch.why_not();
-    let Ours { outputs, input } = ours;
-    let mut job = Box::new(Job {
-        channel,
-        process: Process::Own { child, watch, group },
-        outputs,
-        input,
-        started,
-        ending,
-        exit: None,
-        sealed: false,
-        commands: received,
-        heard: true,
-        wanted: true,
-        events,
-        timer: Box::pin(tokio::time::sleep_until(started)),
-        stay: Stay::new(supervisor),
-    });
+    let job_id = spec.job.clone();
+    let (mut job, commands) = Job::new(opening, ours, Process::Own { child, watch, group }, ending);
+    job.begin(started, started_at_us, Some(pid));
     if let Some(error) = unwatched {
-        supervisor.log.error(&format!("job {}: it can't be watched: {error}", spec.job.as_str()));
+        log.error(&format!("job {job_id}: it can't be watched: {error}"));
         job.give_up();
     }
-    Ok(Started { job, commands, pid, note: confined.take_note() })
+    Ok(Started { job, commands, pid: Some(pid), started_at_us, note: confined.take_note() })
+}
+
+/// Queues what was prepared in its session.
+pub(in crate::supervisor) fn start_in_session(
+    opening: Opening<'_>,
+    request: SessionRequest,
+) -> Result<Started, Refused> {
+    let Opening { spec, supervisor, .. } = &opening;
+    let no_room = |error: io::Error| no_resources(&error, WasStarted::No);
+    let Pipes { ours, childs } = Pipes::new(spec).map_err(no_room)?;
+    let Childs { stdin, stdout, stderr } = childs;
+    let streams = TurnStreams { stdin: spec.stdin.then_some(stdin), stdout, stderr };
+    let (started_sender, started) = oneshot::channel();
+    let (ended_sender, ended) = oneshot::channel();
+    let SessionRequest { key, environment, text, exports, mark } = request;
+    let turn = Turn { text, exports, mark, streams, started: started_sender, ended: ended_sender };
+    submit(supervisor, &key, &environment, turn)?;
+    let process = Process::Waiting(process::Turn { started, ended });
+    let ending = Ending::of_nothing(grace(spec));
+    let (job, commands) = Job::new(opening, ours, process, ending);
+    Ok(Started { job, commands, pid: None, started_at_us: 0, note: None })
+}
+
+fn grace(spec: &OpenSpec) -> Duration {
+    spec.kill_after_ms.map_or(GRACE, Duration::from_millis)
 }
 
 /// The pipes of a job that is about to be started. Ours are registered with the runtime before

@@ -1,19 +1,23 @@
 //! Tests of a job as its conversation sees it, with real processes.
 
+use std::rc::Rc;
+
+use afar_core::job::Allowance;
 use afar_core::policy::Grant;
-use afar_proto::connection::{Config, Role};
-use afar_proto::message::{Command, JobId, OpenSpec};
+use afar_proto::connection::{ChannelId, Config, Role};
+use afar_proto::message::{Command, JobId};
+use afar_proto::outcome::Seal;
 use afar_proto::{Connection, Instant as ProtoInstant};
-use tokio::sync::mpsc::unbounded_channel;
+use bytes::Bytes;
 
 use super::*;
 use crate::log::Log;
 use crate::supervisor::request::prepare;
 use crate::supervisor::{Counts, Supervisor};
 
-fn supervisor() -> std::rc::Rc<Supervisor> {
+fn supervisor() -> Rc<Supervisor> {
     let user = afar_sys::users::current_user().unwrap().unwrap();
-    std::rc::Rc::new(Supervisor::new(user, None, Log::default()))
+    Rc::new(Supervisor::new(user, None, Log::default()))
 }
 
 /// A job of this script, without stdin.
@@ -22,17 +26,79 @@ pub(in super::super) fn script(text: &str) -> OpenSpec {
     OpenSpec { kill_after_ms: Some(300), ..OpenSpec::new(JobId::new("j").unwrap(), command) }
 }
 
-/// Starts it, as a conversation does.
-fn started(
-    supervisor: &std::rc::Rc<Supervisor>,
-    spec: &OpenSpec,
-) -> (start::Started, UnboundedReceiver<(ChannelId, FromJob)>) {
-    let grant = Grant::local("", supervisor.user.uid);
-    let prepared = prepare(spec, &grant, &supervisor.user, 0).unwrap();
+fn stdin_script(text: &str) -> OpenSpec {
+    OpenSpec { stdin: true, ..script(text) }
+}
+
+/// A job, and what its owner is told.
+struct Owned {
+    job: Option<Box<Job>>,
+    commands: UnboundedSender<ToJob>,
+    told: UnboundedReceiver<(ChannelId, FromJob)>,
+}
+
+const OWNER: AttachmentId = AttachmentId(7);
+
+fn route(id: AttachmentId, to: UnboundedSender<(ChannelId, FromJob)>) -> Route {
     let mut connection = Connection::new(Role::Client, Config::default(), ProtoInstant::ZERO);
-    let channel = connection.open(spec).unwrap();
-    let (events, told) = unbounded_channel();
-    (start(spec, &prepared, channel, events, supervisor).unwrap(), told)
+    let channel = connection.open(&script("true")).unwrap();
+    Route { id, channel, to }
+}
+
+impl Owned {
+    /// Starts it, as a conversation does.
+    fn start(supervisor: &Rc<Supervisor>, spec: &OpenSpec) -> Self {
+        let grant = Grant::local("", supervisor.user.uid);
+        let prepared = prepare(spec, &grant, &supervisor.user, 0).unwrap();
+        let (to, told) = unbounded_channel();
+        let key = JobKey { scope: String::new(), job: spec.job.clone() };
+        let opening = Opening { spec, key: key.clone(), route: route(OWNER, to), supervisor };
+        let started = start(opening, &prepared).unwrap();
+        supervisor.jobs.enter(key, spec, started.commands.clone());
+        Self { job: Some(started.job), commands: started.commands, told }
+    }
+
+    fn run(&mut self) -> impl Future<Output = ()> + use<> {
+        self.job.take().unwrap().run()
+    }
+
+    fn say(&self, said: Said) {
+        self.commands.send(ToJob::From(OWNER, said)).unwrap();
+    }
+
+    fn allow(&self, bytes: usize) {
+        for stream in Stream::OUTPUTS {
+            self.say(Said::Allow(stream, Allowance { bytes, pieces: 1024 }));
+        }
+    }
+
+    /// What it is told up to the last word, which it confirms.
+    async fn hear(&mut self) -> Heard {
+        let mut heard = Heard::default();
+        loop {
+            match self.told.recv().await.expect("it goes on").1 {
+                FromJob::Told(Told::Data { bytes, .. }) => heard.output.extend_from_slice(&bytes),
+                FromJob::Told(Told::Exit(report)) => heard.exit = Some(report.end),
+                FromJob::Told(Told::Seal(seal)) => {
+                    heard.seal = Some(*seal);
+                    self.say(Said::Leave(Leave::Closed));
+                }
+                FromJob::Gone => return heard,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    output: Vec<u8>,
+    exit: Option<End>,
+    seal: Option<Seal>,
+}
+
+fn pid_in(text: &[u8]) -> String {
+    String::from_utf8(text.to_vec()).unwrap().trim().to_owned()
 }
 
 #[tokio::test]
@@ -40,31 +106,29 @@ async fn a_process_that_cannot_be_watched_is_killed_with_its_tree_and_its_end_is
     // W-5.6. Its child says its pid, and holds the pipe.
     let supervisor = supervisor();
     let spec = script("trap '' TERM; sleep 300 & echo $!; wait");
-    let (mut started, mut told) = started(&supervisor, &spec);
-    let allowed = Allowance { bytes: 1024, pieces: 16 };
-    started.commands.send(ToJob::Allow(Stream::Stdout, allowed)).unwrap();
+    let mut owned = Owned::start(&supervisor, &spec);
+    owned.allow(1024);
+    let job = owned.job.as_mut().unwrap();
     let pid = poll_fn(|context| {
-        started.job.poll_commands(context);
-        started.job.poll_outputs(context);
-        told.poll_recv(context)
+        job.poll_commands(context);
+        job.poll_outputs(context);
+        job.act();
+        owned.told.poll_recv(context)
     });
-    let Some((_, FromJob::Output { bytes, .. })) = pid.await else { panic!("no pid") };
-    let Process::Own { watch, .. } = &mut started.job.process else { panic!("of its own") };
+    let Some((_, FromJob::Told(Told::Data { bytes, .. }))) = pid.await else { panic!("no pid") };
+    let Process::Own { watch, .. } = &mut job.process else { panic!("of its own") };
     *watch = process::ExitWatch::Impossible(std::io::ErrorKind::Other.into());
-    started.job.give_up();
+    job.give_up();
     let local = tokio::task::LocalSet::new();
-    local.run_until(started.job.run()).await;
-    let mut ends = Vec::new();
-    while let Ok((_, event)) = told.try_recv() {
-        match event {
-            FromJob::Exited(report) => ends.push(report.end),
-            FromJob::Sealed(seal) => ends.push(seal.end),
-            _ => {}
-        }
-    }
-    assert_eq!(ends, [End::Lost, End::Lost]);
-    let pid = String::from_utf8(bytes.to_vec()).unwrap();
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    let (heard, ()) = local
+        .run_until(async {
+            let run = owned.run();
+            tokio::join!(owned.hear(), run)
+        })
+        .await;
+    assert_eq!((heard.exit, heard.seal.unwrap().end), (Some(End::Lost), End::Lost));
+    let stat =
+        std::fs::read_to_string(format!("/proc/{}/stat", pid_in(&bytes))).unwrap_or_default();
     assert!(stat.is_empty() || stat.contains(") Z "), "its child lives on: {stat}");
     drop(local);
     assert_eq!(*supervisor.busy.borrow(), Counts::default());
@@ -75,17 +139,16 @@ async fn what_a_cancelled_job_still_writes_is_told_to_nobody() {
     // Its conversation may be waiting for a client that does not read, and would find half a
     // gigabyte in its queue after a second.
     let supervisor = supervisor();
-    let spec = script("trap '' TERM; exec yes");
-    let (started, mut told) = started(&supervisor, &spec);
-    let allowed = Allowance { bytes: 256 * 1024, pieces: 256 };
-    started.commands.send(ToJob::Allow(Stream::Stdout, allowed)).unwrap();
+    let mut owned = Owned::start(&supervisor, &script("trap '' TERM; exec yes"));
+    owned.allow(256 * 1024);
+    let run = owned.run();
     let conversation = async {
         let mut bytes_told = 0;
         loop {
-            match told.recv().await.unwrap().1 {
-                FromJob::Output { bytes, .. } => {
+            match owned.told.recv().await.unwrap().1 {
+                FromJob::Told(Told::Data { bytes, .. }) => {
                     bytes_told += bytes.len();
-                    started.commands.send(ToJob::Cancel).unwrap();
+                    owned.say(Said::Leave(Leave::Closed));
                 }
                 FromJob::Gone => return bytes_told,
                 _ => {}
@@ -93,19 +156,20 @@ async fn what_a_cancelled_job_still_writes_is_told_to_nobody() {
         }
     };
     let local = tokio::task::LocalSet::new();
-    let both = Box::pin(async { tokio::join!(conversation, started.job.run()) });
+    let both = Box::pin(async { tokio::join!(conversation, run) });
     let (bytes_told, ()) = local.run_until(both).await;
-    assert!((1..=allowed.bytes).contains(&bytes_told), "{bytes_told}");
+    assert!((1..=256 * 1024).contains(&bytes_told), "{bytes_told}");
     assert_eq!(*supervisor.busy.borrow(), Counts::default());
 }
 
 #[tokio::test]
 async fn an_idle_job_takes_little_memory() {
     let supervisor = supervisor();
-    let (started, _told) = started(&supervisor, &script("true"));
-    assert!(size_of::<Job>() < 1024, "{}", size_of::<Job>());
-    let task = started.job.run();
+    let mut owned = Owned::start(&supervisor, &script("true"));
+    assert!(size_of::<Job>() < 2048, "{}", size_of::<Job>());
+    let task = owned.run();
     assert!(size_of_val(&task) < 256, "{}", size_of_val(&task));
+    owned.say(Said::Leave(Leave::Closed));
     tokio::task::LocalSet::new().run_until(task).await;
 }
 
@@ -113,24 +177,58 @@ async fn an_idle_job_takes_little_memory() {
 async fn a_pipe_that_a_daemon_holds_keeps_the_supervisor_and_its_end_lets_it_go() {
     // Who ended for idleness would close the pipe, and the daemon would meet SIGPIPE.
     let supervisor = supervisor();
-    let spec = script("sleep 300 2>/dev/null & echo $!");
-    let (started, mut told) = started(&supervisor, &spec);
-    let allowed = Allowance { bytes: 1024, pieces: 16 };
-    for stream in Stream::OUTPUTS {
-        started.commands.send(ToJob::Allow(stream, allowed)).unwrap();
-    }
+    let mut owned = Owned::start(&supervisor, &script("sleep 300 2>/dev/null & echo $!"));
+    owned.allow(1024);
     let local = tokio::task::LocalSet::new();
-    local.run_until(started.job.run()).await;
-    assert_eq!(supervisor.busy.borrow().jobs, 1, "its pipe is still drained");
-    let mut pid = Vec::new();
-    while let Ok((_, event)) = told.try_recv() {
-        if let FromJob::Output { bytes, .. } = event {
-            pid.extend_from_slice(&bytes);
-        }
-    }
-    let pid: i32 = String::from_utf8(pid).unwrap().trim().parse().unwrap();
+    let (heard, ()) = local
+        .run_until(async {
+            let run = owned.run();
+            tokio::join!(owned.hear(), run)
+        })
+        .await;
+    let counts = *supervisor.busy.borrow();
+    assert_eq!((counts.jobs, counts.left_open), (0, 1), "its pipe is still drained");
+    let pid: i32 = pid_in(&heard.output).parse().unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     let mut busy = supervisor.busy.subscribe();
     local.run_until(busy.wait_for(|counts| *counts == Counts::default())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_outlives_its_owner_and_tells_the_next_one_everything() {
+    // J-2.3, J-3.2, J-3.7
+    let supervisor = supervisor();
+    let mut owned =
+        Owned::start(&supervisor, &stdin_script("echo one; read x; echo \"two $x\"; exit 3"));
+    let local = tokio::task::LocalSet::new();
+    let run = owned.run();
+    local
+        .run_until(async {
+            tokio::task::spawn_local(run);
+            owned.say(Said::Leave(Leave::Lost));
+            let key = JobKey { scope: String::new(), job: JobId::new("j").unwrap() };
+            let (to, told) = unbounded_channel();
+            let request = AttachRequest::opening(OWNER);
+            let commands = supervisor.attach(&key, request, route(OWNER, to)).unwrap();
+            let mut next = Owned { job: None, commands, told };
+            next.allow(1024);
+            next.say(Said::Input(Bytes::from_static(b"more\n")));
+            let heard = next.hear().await;
+            assert_eq!(heard.seal.unwrap().end, End::Exited { code: 3 });
+            assert_eq!(String::from_utf8(heard.output).unwrap(), "one\ntwo more\n");
+            // It is over, and its outcome is known to whoever asks again (J-1.3).
+            let mut busy = supervisor.busy.subscribe();
+            busy.wait_for(|counts| *counts == Counts::default()).await.unwrap();
+            let (to, told) = unbounded_channel();
+            let request = AttachRequest::opening(OWNER);
+            let commands = supervisor.attach(&key, request, route(OWNER, to)).unwrap();
+            let heard = Owned { job: None, commands, told }.hear().await;
+            assert_eq!(
+                (heard.seal.unwrap().end, &*heard.output),
+                (End::Exited { code: 3 }, &b""[..])
+            );
+            busy.wait_for(|counts| *counts == Counts::default()).await.unwrap();
+        })
+        .await;
 }

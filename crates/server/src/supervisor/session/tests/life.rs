@@ -8,7 +8,7 @@ use afar_proto::outcome::{End, RefusalReason};
 
 use super::rig::{Rig, SHELLS, in_local_set};
 use crate::supervisor::Counts;
-use crate::supervisor::job::{FromJob, ToJob};
+use crate::supervisor::job::{FromJob, Said};
 use crate::supervisor::session::{SessionLimits, prepare_in_session};
 
 #[test]
@@ -42,7 +42,7 @@ fn a_command_that_is_ended_takes_the_shell_with_it_and_nothing_older() {
             // Deaf to TERM, the program and the shell.
             let mut running = rig.start(&rig.spec("trap '' TERM; echo up; sleep 302")).unwrap();
             running.until("up").await;
-            running.commands.send(ToJob::Cancel).unwrap();
+            running.cancel();
             let done = running.done_quietly().await;
             assert_eq!((&done.end, done.session_restarted), (&End::Cancelled, true), "{shell}");
             assert_eq!(rig.run("echo on").await.out(), "on\n", "{shell}");
@@ -58,13 +58,13 @@ fn a_signal_meets_what_the_command_started_or_else_the_shell() {
             rig.run("cd /usr").await;
             let mut running = rig.start(&rig.spec("sh -c 'echo up; exec sleep 303'")).unwrap();
             running.until("up").await;
-            running.commands.send(ToJob::Signal(afar_sys::signals::Signal::INT)).unwrap();
+            running.say(Said::Signal(afar_sys::signals::Signal::INT));
             let done = running.done_quietly().await;
             assert_eq!((&done.end, done.session_restarted), (&End::Exited { code: 130 }, false));
             assert_eq!(rig.run("pwd").await.out(), "/usr\n", "{shell}");
             let mut running = rig.start(&rig.spec("echo up; while :; do :; done")).unwrap();
             running.until("up").await;
-            running.commands.send(ToJob::Signal(afar_sys::signals::Signal::INT)).unwrap();
+            running.say(Said::Signal(afar_sys::signals::Signal::INT));
             let done = running.done_quietly().await;
             assert!(matches!(done.end, End::Signaled { signal: 2, .. }), "{shell}: {done:?}");
             assert!(done.session_restarted, "{shell}");
@@ -90,7 +90,7 @@ fn commands_wait_for_each_other_up_to_a_limit() {
         };
         assert_eq!(refused.reason, RefusalReason::TooMany);
         assert!(refused.message.contains("2 commands wait in the session s"), "{refused:?}");
-        blocking.commands.send(ToJob::Cancel).unwrap();
+        blocking.cancel();
         drop(blocking.done_quietly_or_none().await);
         assert!(second.done().await.is_some());
         assert!(first.done_quietly_or_none().await.is_some());
@@ -106,9 +106,9 @@ fn a_command_that_is_cancelled_while_it_waits_never_runs() {
         let mut first = rig.start(&spec).unwrap();
         first.until("up").await;
         let second = rig.start(&rig.spec("n=ran")).unwrap();
-        second.commands.send(ToJob::Cancel).unwrap();
+        second.cancel();
         assert!(second.done().await.is_none());
-        first.commands.send(ToJob::InputEnd).unwrap();
+        first.say(Said::InputEnd);
         assert!(first.done_quietly_or_none().await.is_some());
         assert_eq!(rig.run("echo [$n]").await.out(), "[]\n");
     });

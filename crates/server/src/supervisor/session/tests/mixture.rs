@@ -8,13 +8,14 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use afar_core::job::Told;
 use afar_proto::connection::Stream;
 use afar_proto::message::{Command, OpenSpec};
 use afar_proto::outcome::{End, Seal};
 use bytes::Bytes;
 
 use super::rig::{Rig, SHELLS, in_local_set};
-use crate::supervisor::job::{FromJob, ToJob};
+use crate::supervisor::job::{FromJob, Said};
 
 const COMMANDS: usize = 1000;
 
@@ -275,20 +276,19 @@ struct Seen {
 
 async fn run(rig: &Rig, spec: &OpenSpec, stdin: String) -> Seen {
     let mut running = rig.start(spec).unwrap();
-    running.commands.send(ToJob::Input(Bytes::from(stdin))).unwrap();
-    running.commands.send(ToJob::InputEnd).unwrap();
+    running.say(Said::Input(Bytes::from(stdin)));
+    running.say(Said::InputEnd);
     let (mut hash, mut shown, mut err) = (blake3::Hasher::new(), Vec::new(), Vec::new());
     let mut sealed: Option<Box<Seal>> = None;
-    while let Some((_, event)) = running.events.recv().await {
+    while let Some(event) = running.next().await {
         match event {
-            FromJob::Output { stream: Stream::Stdout, bytes, .. } => {
+            FromJob::Told(Told::Data { stream: Stream::Stdout, bytes, .. }) => {
                 hash.update(&bytes);
                 let room = 4096_usize.saturating_sub(shown.len()).min(bytes.len());
                 shown.extend_from_slice(&bytes[..room]);
             }
-            FromJob::Output { bytes, .. } => err.extend(bytes),
-            FromJob::Sealed(seal) => sealed = Some(seal),
-            FromJob::Gone => break,
+            FromJob::Told(Told::Data { bytes, .. }) => err.extend(bytes),
+            FromJob::Told(Told::Seal(seal)) => sealed = Some(seal),
             _ => {}
         }
     }

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use afar_core::job::{Allowance, AttachmentId, Cause, JobKey, Leave, Told};
 use afar_core::policy::Grant;
 use afar_proto::connection::{ChannelId, Config, Role, Stream};
 use afar_proto::message::{
@@ -15,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::log::Log;
 use crate::supervisor::Supervisor;
-use crate::supervisor::job::{Allowance, FromJob, ToJob, start_in_session};
+use crate::supervisor::job::{FromJob, Opening, Route, Said, ToJob, start_in_session};
 use crate::supervisor::session::{SessionLimits, Sessions, prepare_in_session};
 
 /// The shells whose drivers are tested.
@@ -61,6 +62,7 @@ impl Done {
 pub(super) struct Running {
     pub(super) commands: UnboundedSender<ToJob>,
     pub(super) events: UnboundedReceiver<(ChannelId, FromJob)>,
+    taken: [u64; 2],
 }
 
 impl Rig {
@@ -97,14 +99,17 @@ impl Rig {
         let mut connection = Connection::new(Role::Client, Config::default(), Instant::ZERO);
         let channel = connection.open(spec).unwrap();
         let (events, told) = unbounded_channel();
-        let (waiting, commands) =
-            start_in_session(spec, request, channel, events, &self.supervisor)?;
+        let key = JobKey { scope: String::new(), job: spec.job.clone() };
+        let route = Route { id: OWNER, channel, to: events };
+        let opening = Opening { spec, key: key.clone(), route, supervisor: &self.supervisor };
+        let started = start_in_session(opening, request)?;
+        self.supervisor.jobs.enter(key, spec, started.commands.clone());
+        let running = Running { commands: started.commands, events: told, taken: [0; 2] };
         for stream in Stream::OUTPUTS {
-            let all = Allowance { bytes: usize::MAX, pieces: usize::MAX };
-            commands.send(ToJob::Allow(stream, all)).unwrap();
+            running.say(Said::Allow(stream, Allowance::UNBOUNDED));
         }
-        tokio::task::spawn_local(waiting.run());
-        Ok(Running { commands, events: told })
+        tokio::task::spawn_local(started.job.run());
+        Ok(running)
     }
 
     /// Runs a script to its end.
@@ -115,24 +120,52 @@ impl Rig {
     /// Runs a request to its end, with this input.
     pub(super) async fn run_spec(&self, spec: &OpenSpec, stdin: &'static [u8]) -> Done {
         let running = self.start(spec).unwrap();
-        running.commands.send(ToJob::Input(Bytes::from_static(stdin))).unwrap();
-        running.commands.send(ToJob::InputEnd).unwrap();
+        running.say(Said::Input(Bytes::from_static(stdin)));
+        running.say(Said::InputEnd);
         running.done().await.unwrap()
     }
 }
 
+const OWNER: AttachmentId = AttachmentId(1);
+
 impl Running {
+    pub(super) fn say(&self, said: Said) {
+        self.commands.send(ToJob::From(OWNER, said)).unwrap();
+    }
+
+    /// Has it ended, as whoever may kill it does.
+    pub(super) fn cancel(&self) {
+        self.commands.send(ToJob::End(Cause::Cancelled)).unwrap();
+    }
+
+    /// What it is told next, acknowledged and confirmed as a client does; `None` once it has gone.
+    pub(super) async fn next(&mut self) -> Option<FromJob> {
+        let (_, event) = self.events.recv().await?;
+        match &event {
+            FromJob::Told(Told::Data { stream, bytes, .. }) => {
+                let at = Stream::OUTPUTS.iter().position(|output| output == stream).unwrap();
+                self.taken[at] += bytes.len() as u64;
+                self.say(Said::Acked(*stream, self.taken[at]));
+            }
+            FromJob::Told(Told::Seal(_)) => self.say(Said::Leave(Leave::Closed)),
+            FromJob::Gone => return None,
+            _ => {}
+        }
+        Some(event)
+    }
+
     /// Waits for the end; `None` if it never started.
     pub(super) async fn done(mut self) -> Option<Done> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let (mut seal, mut started) = (None, None);
-        while let Some((_, event)) = self.events.recv().await {
+        while let Some(event) = self.next().await {
             match event {
-                FromJob::Started { pid, note, .. } => started = Some((pid, note)),
-                FromJob::Output { stream: Stream::Stdout, bytes, .. } => stdout.extend(bytes),
-                FromJob::Output { bytes, .. } => stderr.extend(bytes),
-                FromJob::Sealed(sealed) => seal = Some(*sealed),
-                FromJob::Gone => break,
+                FromJob::Opened(opened) => started = Some((opened.pid, opened.note)),
+                FromJob::Told(Told::Data { stream: Stream::Stdout, bytes, .. }) => {
+                    stdout.extend(bytes);
+                }
+                FromJob::Told(Told::Data { bytes, .. }) => stderr.extend(bytes),
+                FromJob::Told(Told::Seal(sealed)) => seal = Some(*sealed),
                 _ => {}
             }
         }
@@ -148,11 +181,9 @@ impl Running {
     /// Waits for the last word, whether it has started or not.
     pub(super) async fn done_quietly_or_none(mut self) -> Option<Seal> {
         let mut seal = None;
-        while let Some((_, event)) = self.events.recv().await {
-            match event {
-                FromJob::Sealed(sealed) => seal = Some(*sealed),
-                FromJob::Gone => break,
-                _ => {}
+        while let Some(event) = self.next().await {
+            if let FromJob::Told(Told::Seal(sealed)) = event {
+                seal = Some(*sealed);
             }
         }
         seal
@@ -162,9 +193,11 @@ impl Running {
     pub(super) async fn until(&mut self, text: &str) {
         let mut seen = String::new();
         while !seen.contains(text) {
-            match self.events.recv().await.expect("it goes on").1 {
-                FromJob::Output { bytes, .. } => seen += std::str::from_utf8(&bytes).unwrap(),
-                FromJob::Sealed(seal) => panic!("ended: {seal:?}"),
+            match self.next().await.expect("it goes on") {
+                FromJob::Told(Told::Data { bytes, .. }) => {
+                    seen += std::str::from_utf8(&bytes).unwrap();
+                }
+                FromJob::Told(Told::Seal(seal)) => panic!("ended: {seal:?}"),
                 _ => {}
             }
         }

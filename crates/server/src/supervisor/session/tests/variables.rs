@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use afar_core::job::Told;
 use afar_proto::message::Refused;
 use afar_proto::outcome::{End, Phase, RefusalReason, Started};
 use afar_sys::readiness::watch;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::rig::{Rig, SHELLS, in_local_set};
-use crate::supervisor::job::{FromJob, ToJob};
+use crate::supervisor::job::FromJob;
 use crate::supervisor::session::SessionLimits;
 
 /// What a user may have set up in the shell when a read-only variable is met.
@@ -104,7 +105,7 @@ fn a_shell_that_ends_or_hangs_over_a_variable_is_exchanged() {
         spec.env = vec![("X".into(), "2".into())];
         let running = rig.start(&spec).unwrap();
         tokio::task::yield_now().await;
-        running.commands.send(ToJob::Cancel).unwrap();
+        running.cancel();
         assert!(running.done().await.is_none());
         assert!(rig.run("true").await.seal.session_restarted);
     });
@@ -122,11 +123,13 @@ fn fault_35_a_read_only_mark_saves_no_process_from_its_commands_end() {
         spec.timeout_ms = Some(200);
         let mut running = rig.start(&spec).unwrap();
         let pid = loop {
-            match running.events.recv().await.unwrap().1 {
-                FromJob::Output { bytes, .. } if bytes.first().is_some_and(u8::is_ascii_digit) => {
+            match running.next().await.unwrap() {
+                FromJob::Told(Told::Data { bytes, .. })
+                    if bytes.first().is_some_and(u8::is_ascii_digit) =>
+                {
                     break pid_in(std::str::from_utf8(&bytes).unwrap());
                 }
-                FromJob::Sealed(seal) => panic!("{what}: {seal:?}"),
+                FromJob::Told(Told::Seal(seal)) => panic!("{what}: {seal:?}"),
                 _ => {}
             }
         };
