@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use afar_core::authorized_keys::{AuthorizedKeys, Context, Decision, UserEnvironment};
 use afar_core::certificate::{Certificate, UserCheck};
 use afar_core::host_set;
+use afar_core::journal::Replay;
 use afar_core::key::PublicKeyBlob;
 use afar_core::known_hosts::{self, HostKeys, KnownHostsFile, NameKind, Verdict};
 use afar_core::limits::{DIAGNOSTICS_MAX, HOST_SET_NAMES_MAX};
 use afar_core::policy::Grant;
+use afar_core::record::{Salt, Scanned, Scanner};
 use afar_core::revocation::{Revocation, RevokedKeys};
+use afar_core::spool::SEGMENT_MAGIC;
 use afar_core::ssh_config::{self, ConfigFile};
 use afar_core::target::{JobTarget, Target};
 
@@ -244,4 +247,51 @@ fn target() {
         }
     });
     assert!(sets >= 3, "{sets}");
+}
+
+#[test]
+fn fault_60_records() {
+    let salt = Salt(0x0123_4567_89ab_cdef);
+    let told = |file: &[u8], piece: usize| {
+        let mut scanner = Scanner::new(SEGMENT_MAGIC, salt);
+        let mut pieces = file.chunks(piece.max(1));
+        let mut told = Vec::new();
+        loop {
+            match scanner.next() {
+                Scanned::Record(record) => told.push((record.at..record.end(), true)),
+                Scanned::Damage(damage) => told.push((damage.bytes, false)),
+                Scanned::More => match pieces.next() {
+                    Some(bytes) => scanner.push(bytes),
+                    None => scanner.end(),
+                },
+                Scanned::End => return told,
+            }
+        }
+    };
+    let mut good = 0;
+    for_each_file("records", |name, bytes| {
+        let (piece, file) = bytes.split_first().expect("the size of the pieces");
+        let whole = told(file, file.len());
+        assert_eq!(told(file, usize::from(*piece)), whole, "{name}");
+        assert!(whole.windows(2).all(|next| next[0].0.end == next[1].0.start), "{name}");
+        assert!(whole.last().is_none_or(|last| last.0.end == file.len() as u64), "{name}");
+        let records = whole.iter().filter(|(_, is_record)| *is_record).count();
+        good += records;
+        let replay = Replay::read(file);
+        let jobs = replay.ledger.jobs().len();
+        let expected = match name {
+            "segment" | "segment-other-format" => (3, 0, false),
+            "segment-torn-payload" | "segment-flipped-payload" | "segment-flipped-length" => {
+                (2, 0, false)
+            }
+            "segment-torn-header" => (2, 0, false),
+            // The salt is right and the place is not: neither of the two passes.
+            "segment-in-a-segment" => (1, 0, false),
+            "journal" | "journal-torn" => (0, 1, true),
+            "empty" => (0, 0, true),
+            _ => (0, jobs, false),
+        };
+        assert_eq!((records, jobs, replay.is_good()), expected, "{name}");
+    });
+    assert!(good >= 10, "{good}");
 }
