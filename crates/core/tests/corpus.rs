@@ -1,7 +1,9 @@
 //! Every file of the readers' fuzz corpora, as plain tests: nothing panics, and what a reader
 //! promises holds for each of them.
 
-use std::path::{Path, PathBuf};
+#[cfg(test)]
+#[path = "../../../fuzz/corpus.rs"]
+mod files;
 
 use afar_core::authorized_keys::{AuthorizedKeys, Context, Decision, UserEnvironment};
 use afar_core::certificate::{Certificate, UserCheck};
@@ -16,6 +18,7 @@ use afar_core::revocation::{Revocation, RevokedKeys};
 use afar_core::spool::SEGMENT_MAGIC;
 use afar_core::ssh_config::{self, ConfigFile};
 use afar_core::target::{JobTarget, Target};
+use files::for_each_file;
 
 /// The keys that the corpora are about.
 const KEYS: [&str; 3] = [
@@ -24,27 +27,9 @@ const KEYS: [&str; 3] = [
     "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQCHnh0DQ0R9kSaKXBU17IcqP+fx5/lwCmO1jg9IA9cf0ijse3CahtMpqcr+yLDvH/lMvlDog2CYDUsbROqG6v+6Ho/kf8xfTGVfnnUDN1jMHGmA89Oa+L57u26zcJqJ/p7oYgyHQOYu/LSlvn9sfL8twOeD/noqP5NXzJOFrw9tHuG5lN6oDuKJk3M14PjK5IVXNXBlYTyPhkJQYTLxmzXryp4EsIudF5RBb8SviMF+t5ixrgPcLzkqxp1UphU1IYJxiihBRuv9AsmZtLhSD1eHtJN7SHcEdnHXhQVtPBk5dqGH9nMKFAeNSRdbEoBr3GVZr97/Zd6pnIDvltOZvreN",
 ];
 
-/// A folder with fewer files than this was not found as a whole.
-const FILES_MIN: usize = 10;
-
 fn keys() -> impl Iterator<Item = PublicKeyBlob> {
     KEYS.into_iter()
         .map(|line| PublicKeyBlob::from_public_line(line.as_bytes()).expect("a valid line").0)
-}
-
-/// Runs a check on every file of a corpus, in the order of the names.
-fn for_each_file(corpus: &str, mut check: impl FnMut(&str, &[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(corpus);
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .expect("a corpus")
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    paths.sort();
-    assert!(paths.len() >= FILES_MIN, "{} holds {} files", folder.display(), paths.len());
-    for path in paths {
-        let name = path.file_name().expect("a name").to_string_lossy();
-        check(&name, &std::fs::read(&path).expect("a readable file"));
-    }
 }
 
 /// The text of a line, by its number from 1.

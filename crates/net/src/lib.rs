@@ -16,6 +16,8 @@ pub mod driver;
 #[cfg(test)]
 mod fido_rig;
 pub mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod hand_off;
 pub mod host_key;
 pub mod identity;

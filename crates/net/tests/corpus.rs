@@ -1,32 +1,28 @@
 //! Every file of the fuzz corpora about keys, as plain tests: nothing panics, and what a reader
 //! promises holds for each of them.
 
-use std::path::{Path, PathBuf};
+#[cfg(test)]
+#[path = "../../../fuzz/corpus.rs"]
+mod files;
+
+use std::path::Path;
 
 use afar_net::agent::Agent;
+use afar_net::hand_off::HandOff;
 use afar_net::host_key::HostKey;
 use afar_net::public_key::PublicKey;
 use afar_net::sshsig;
-
-/// A folder with fewer files than this was not found as a whole.
-const FILES_MIN: usize = 10;
+use files::for_each_file;
 
 /// Runs a check on every file of a corpus, in the order of the names; those of which it is true.
 fn files_where(corpus: &str, check: impl Fn(&str, &[u8]) -> bool) -> Vec<String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(corpus);
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .expect("a corpus")
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    paths.sort();
-    assert!(paths.len() >= FILES_MIN, "{} holds {} files", folder.display(), paths.len());
-    let named = paths
-        .iter()
-        .map(|path| (path.file_name().expect("a name").to_string_lossy().into_owned(), path));
-    named
-        .filter(|(name, path)| check(name, &std::fs::read(path).expect("a readable file")))
-        .map(|(name, _)| name)
-        .collect()
+    let mut found = Vec::new();
+    for_each_file(corpus, |name, bytes| {
+        if check(name, bytes) {
+            found.push(name.to_owned());
+        }
+    });
+    found
 }
 
 const PLAIN: [&str; 5] = ["ed25519", "p256", "p384", "p521", "rsa"];
@@ -92,4 +88,15 @@ fn private_key_files() {
     });
     // There is no private key among them.
     assert!(read.is_empty(), "{read:?}");
+}
+
+/// W-4.13
+#[test]
+fn states_of_connections_that_are_handed_off() {
+    let read = files_where("hand_off", |name, bytes| {
+        let Ok(state) = HandOff::decode(bytes) else { return false };
+        assert_eq!(*state.encode(), bytes, "{name}");
+        true
+    });
+    assert_eq!(read, ["aes-128", "aes-256", "chacha", "plaintext", "unopened", "unsent"]);
 }

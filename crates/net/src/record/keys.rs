@@ -157,7 +157,7 @@ impl TrafficKeys {
     }
 
     /// Encrypts what stands in `text`, and its inner type.
-    pub(super) fn seal_in_place(
+    pub(crate) fn seal_in_place(
         &mut self,
         header: [u8; HEADER_BYTES],
         text: &mut [u8],

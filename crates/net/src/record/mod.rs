@@ -27,13 +27,13 @@ const EXPANSION_BYTES_MAX: usize = 256;
 /// What our own records add: the inner type and the tag; all three ciphers have one of 16 bytes.
 const OVERHEAD_BYTES: usize = HEADER_BYTES + 1 + TAG_BYTES;
 
-const TAG_BYTES: usize = 16;
+pub(crate) const TAG_BYTES: usize = 16;
 
 /// Most bytes of a record on the wire.
 pub(crate) const RECORD_BYTES_MAX: usize = HEADER_BYTES + PLAINTEXT_BYTES_MAX + EXPANSION_BYTES_MAX;
 
 /// The outer type of every encrypted record, and the inner one of data (section 5.1).
-const APPLICATION_DATA: u8 = 23;
+pub(crate) const APPLICATION_DATA: u8 = 23;
 const HANDSHAKE: u8 = 22;
 const ALERT: u8 = 21;
 

@@ -1,24 +1,15 @@
 //! What the fuzzer has found worth keeping, run as plain tests.
 
-use std::path::PathBuf;
+#[path = "../../../../fuzz/corpus.rs"]
+mod files;
+
+use files::for_each_file;
 
 use crate::rig::{decoders, operations};
 
-/// Runs a target over its whole corpus; an empty one would be a test that cannot fail.
+/// Runs a target over its whole corpus.
 fn run_all(target: &str, run: fn(&[u8])) {
-    let directory: PathBuf =
-        [env!("CARGO_MANIFEST_DIR"), "..", "..", "fuzz", "corpus", target].iter().collect();
-    let entries = std::fs::read_dir(&directory).expect("the corpus is there");
-    let mut paths: Vec<PathBuf> =
-        entries.map(|entry| entry.expect("the directory is readable").path()).collect();
-    paths.sort();
-    assert!(paths.len() >= 3, "{} is nearly empty", directory.display());
-    for path in paths {
-        let bytes = std::fs::read(&path).expect("the file is readable");
-        // The name of the input that fails, in the output of the test that does.
-        println!("{}", path.display());
-        run(&bytes);
-    }
+    for_each_file(target, |_, bytes| run(bytes));
 }
 
 #[test]
