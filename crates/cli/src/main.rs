@@ -8,6 +8,7 @@ mod commands;
 mod config;
 mod console;
 mod exit;
+mod line_editor;
 mod prompt;
 mod repl;
 mod run;

@@ -304,6 +304,58 @@ serve(answer)
 }
 
 #[test]
+fn a_person_can_edit_what_was_typed_and_get_it_back() {
+    let home = Home::new();
+    let server = Server::start(&home, THREE_SENDS);
+    let (mut terminal, running) = Terminal::all_of_afar(&home, &["classic", &server.address]);
+    terminal.wait_for(">>: ");
+    // The cursor goes back over a mistake.
+    terminal.type_keys("echo onne\x1b[D\x1b[D\x7f\r");
+    terminal.wait_for("\r\n");
+    terminal.wait_for("one\r\n");
+    terminal.wait_for(">>: ");
+    terminal.type_keys("printf 'no line'; echo never\x03");
+    terminal.wait_for(">>: ");
+    terminal.type_keys("printf 'with''in'\r");
+    terminal.wait_for("\r\n");
+    terminal.wait_for("within\r\n");
+    terminal.wait_for(">>: ");
+    // The line before the last one, again.
+    terminal.type_keys("\x1b[A\x1b[A\r");
+    terminal.wait_for("\r\n");
+    terminal.wait_for("one\r\n");
+    terminal.wait_for(">>: ");
+    terminal.type_keys("\x04");
+    running.wait().success();
+    server.ended();
+    let history = std::fs::read_to_string(home.file("home/state/afar/classic_history")).unwrap();
+    assert_eq!(history, "echo one\nprintf 'with''in'\necho one\n");
+}
+
+#[test]
+fn a_signal_leaves_the_terminal_of_the_classic_prompt_as_it_was() {
+    let home = Home::new();
+    let server = Server::start(&home, THREE_SENDS);
+    let (mut terminal, running) = Terminal::all_of_afar(&home, &["classic", &server.address]);
+    terminal.wait_for(">>: ");
+    assert!(!terminal.shows_what_is_typed());
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.wait().signal(), Some(15));
+    assert!(terminal.shows_what_is_typed());
+    // And Ctrl-C ends it while a command runs.
+    let server = Server::start(&home, THREE_SENDS);
+    let (mut terminal, running) = Terminal::all_of_afar(&home, &["classic", &server.address]);
+    terminal.wait_for(">>: ");
+    terminal.type_keys("sleep 2; echo done\r");
+    terminal.wait_for("\r\n");
+    while !terminal.shows_what_is_typed() {
+        std::thread::yield_now();
+    }
+    terminal.type_keys("\x03");
+    assert_eq!(running.wait().signal(), Some(2));
+}
+
+#[test]
 fn a_person_gets_a_prompt() {
     let home = Home::new();
     let server = Server::start(&home, THREE_SENDS);

@@ -122,6 +122,45 @@ fn ctrl_c_interrupts_the_command_and_not_the_prompt() {
 }
 
 #[test]
+fn the_prompt_says_where_the_shell_is() {
+    let host = Host::start();
+    let (mut terminal, running) = at_a_terminal(&host);
+    enter(&mut terminal, "cd /usr/lib", ":/usr/lib> ");
+    // However it got there.
+    enter(&mut terminal, "f() { cd \"$1\"; }; f ..", ":/usr> ");
+    let directory = host.file("a\x1b[31mb");
+    std::fs::create_dir(&directory).unwrap();
+    enter(&mut terminal, &format!("cd '{}'/a*b", host.file("").display()), "\\x1b[31mb> ");
+    enter(&mut terminal, "cd", ":~> ");
+    enter(&mut terminal, "cd /; exit 3", "[3 in ");
+    terminal.wait_for(":~> ");
+    terminal.type_keys("\x04");
+    running.wait().expect_code(3);
+}
+
+#[test]
+fn commands_there_are_completed_where_a_command_stands() {
+    let host = Host::start();
+    let (mut terminal, running) = at_a_terminal(&host);
+    enter(&mut terminal, "cd /usr", ":/usr> ");
+    terminal.type_keys("true | b2su\t");
+    terminal.wait_for("b2sum ");
+    terminal.type_keys("/dev/nul\t");
+    terminal.wait_for("/dev/null");
+    enter(&mut terminal, "", "786a02f742015903c6c6fd852552d272");
+    terminal.wait_for("> ");
+    // As an argument it is a path, and there is none.
+    terminal.type_keys("echo b2su\t.");
+    terminal.wait_for("b2su.");
+    // The first closes the list, in which nothing was found.
+    terminal.type_keys("\r\r");
+    terminal.wait_for("b2su.\r\n");
+    terminal.wait_for(":/usr> ");
+    terminal.type_keys("\x04");
+    running.wait().success();
+}
+
+#[test]
 fn paths_there_are_completed() {
     let host = Host::start();
     let directory = host.file("zz dir");

@@ -8,17 +8,23 @@ use std::time::Duration;
 
 use afar_client::{CLASSIC_PORT, CLASSIC_READ_BYTES, ClassicConnection, ClassicError};
 use afar_core::escape::escape_for_terminal;
-use afar_sys::signals::Signal;
+use afar_sys::signals::{Signal, die_of_signal};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::args::ClassicArgs;
-use crate::commands::with_port;
+use crate::commands::{block_on, with_port};
 use crate::console::{Verbosity, say};
 use crate::exit::Exit;
+use crate::line_editor::{self, Line, LineEditor, history_file};
+use crate::prompt;
+use crate::run::Signals;
 
 /// What the scripts of this protocol show; on stderr, because it is no data.
-const PROMPT: &[u8] = b">>: ";
+const PROMPT: &str = ">>: ";
+
+/// The history, within the directory of afar's state.
+const HISTORY_NAME: &str = "classic_history";
 
 /// How long each address of the server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +47,7 @@ pub(crate) fn cmd_classic(args: ClassicArgs) -> Exit {
     };
     let ended = match args.command {
         Some(command) => session.one(&command),
+        None if line_editor::is_usable() => session.edited_lines(),
         None => session.lines(),
     };
     ended.err().unwrap_or(Exit::Status(0))
@@ -58,6 +65,26 @@ struct Session {
 impl Session {
     fn one(&mut self, command: &OsString) -> Result<(), Exit> {
         self.run(command.as_bytes())
+    }
+
+    /// A command a line, edited at the terminal.
+    fn edited_lines(&mut self) -> Result<(), Exit> {
+        tidy_up_on_signals()?;
+        let mut editor = LineEditor::new(history_file(HISTORY_NAME).as_deref());
+        loop {
+            self.end_line();
+            match editor.read(PROMPT) {
+                // C-3.5: the server would wait for the rest of nothing.
+                Line::Text(line) if line.trim_ascii().is_empty() => {}
+                Line::Text(line) => self.run(&line)?,
+                Line::Interrupted => {}
+                Line::End => return Ok(()),
+                Line::Failed(why) => {
+                    say(&escape_for_terminal(why.as_bytes()));
+                    return Err(Exit::Failed);
+                }
+            }
+        }
     }
 
     /// A command a line, with a prompt if a person types them.
@@ -92,11 +119,16 @@ impl Session {
         Ok(())
     }
 
-    /// Output that does not end its line is not glued to the prompt.
     fn prompt(&mut self) {
-        let ends_line = std::mem::take(&mut self.output.within_line);
-        let before: &[u8] = if ends_line { b"\n" } else { b"" };
-        let _ = io::stderr().write_all(&[before, PROMPT].concat());
+        self.end_line();
+        let _ = io::stderr().write_all(PROMPT.as_bytes());
+    }
+
+    /// Output that does not end its line is not glued to the prompt.
+    fn end_line(&mut self) {
+        if std::mem::take(&mut self.output.within_line) {
+            let _ = io::stderr().write_all(b"\n");
+        }
     }
 
     fn run(&mut self, command: &[u8]) -> Result<(), Exit> {
@@ -126,6 +158,30 @@ impl Session {
             }
         }
     }
+}
+
+/// Has a signal that ends us leave the terminal as it was: the editor changes it, and is not unwound.
+/// What the protocol does blocks, so a thread waits for the signals.
+fn tidy_up_on_signals() -> Result<(), Exit> {
+    prompt::remember();
+    let (installed, outcome) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        block_on(async {
+            let mut signals = match Signals::install() {
+                Ok(signals) => signals,
+                Err(exit) => {
+                    let _ = installed.send(Err(exit));
+                    return Exit::Failed;
+                }
+            };
+            let _ = installed.send(Ok(()));
+            let signal = signals.next_ending().await;
+            prompt::restore();
+            die_of_signal(signal)
+        })
+    });
+    // The thread has always sent something, unless it could not be begun.
+    outcome.recv().unwrap_or(Err(Exit::Failed))
 }
 
 /// Our stdout, and whether what went there ended within a line.

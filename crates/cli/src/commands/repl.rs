@@ -6,9 +6,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use afar_core::escape::escape_bounded;
 
 use crate::args::ReplArgs;
-use crate::commands::{account, block_on, launch_supervisor, settle};
+use crate::commands::{block_on, launch_supervisor, settle};
 use crate::console::{say, say_failure};
 use crate::exit::Exit;
+use crate::line_editor::history_file;
 use crate::repl::{ReplOptions, repl};
 use crate::run::Signals;
 
@@ -32,14 +33,12 @@ pub(crate) fn cmd_repl(args: ReplArgs) -> Exit {
     let client = settings.client().launcher(launch_supervisor).build();
     let configured = settings.env.into_iter().map(|(name, value, _)| (name.into(), value.into()));
     let given = args.env.into_iter().map(|variable| (variable.name, variable.value));
-    let history =
-        account().map(|account| afar_server::paths::state_dir(&account.home).join(HISTORY_NAME));
     let options = ReplOptions {
         session: args.session,
         // Those of the command line last: the last value of a name counts.
         env: configured.chain(given).collect(),
         timeout: args.timeout,
-        history,
+        history: history_file(HISTORY_NAME),
         verbosity: args.connect.verbosity(),
     };
     block_on(async {

@@ -1,26 +1,17 @@
 //! Where the lines come from: an editor at a terminal, or stdin as it is.
 
-use std::borrow::Cow;
-use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, BufRead as _, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use reedline::{
-    ColumnarMenu, Completer, DefaultHinter, Emacs, FileBackedHistory, KeyCode, KeyModifiers,
-    MenuBuilder as _, Prompt, PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent,
-    ReedlineMenu, Signal, Span, Suggestion, ValidationResult, Validator, default_emacs_keybindings,
-};
+use reedline::{Completer, Span, Suggestion, ValidationResult, Validator};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::completion::{Word, word_at};
 use super::scan::is_complete;
-
-/// Lines that the history keeps.
-const HISTORY_LINES_MAX: usize = 10_000;
+use crate::line_editor::{Line, LineEditor};
 
 /// A line of stdin that is longer than any request.
 const LINE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -28,23 +19,11 @@ const LINE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// How long the editor waits for completions.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-const MENU: &str = "paths";
-
-/// What was read.
-#[derive(Debug)]
-pub(super) enum Line {
-    Text(Vec<u8>),
-    /// Ctrl-C in the editor: the line is given up.
-    Interrupted,
-    End,
-    Failed(String),
-}
-
 /// How lines are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     /// With an editor, and this file of history if there is one.
-    Editor { history: Option<PathBuf>, color: bool },
+    Editor { history: Option<PathBuf> },
     /// As they come, with a prompt or without.
     Plain { prompt: bool },
 }
@@ -100,37 +79,28 @@ impl Reader {
 
 /// The thread's state.
 enum Source {
-    Editor(Box<Reedline>),
+    Editor(LineEditor),
     Plain { prompt: bool },
 }
 
 impl Source {
     fn new(style: Style, lookups: UnboundedSender<Lookup>) -> Self {
         match style {
-            Style::Editor { history, color } => {
-                Self::Editor(Box::new(editor(history.as_deref(), color, lookups)))
-            }
+            Style::Editor { history } => Self::Editor(
+                LineEditor::new(history.as_deref())
+                    .with_whole_lines(Box::new(WholeCommands))
+                    .with_completions(Box::new(Names(lookups))),
+            ),
             Style::Plain { prompt } => Self::Plain { prompt },
         }
     }
 
     fn read(&mut self, prompt: &str) -> Line {
         match self {
-            Self::Editor(editor) => {
-                let read = editor.read_line(&Target(prompt.to_owned()));
-                // Now, because this thread is not waited for at the end. What can't be kept is lost
-                // to the history, and no failure of the line.
-                let _ = editor.sync_history();
-                match read {
-                    Ok(Signal::Success(line)) => Line::Text(line.into_bytes()),
-                    Ok(Signal::CtrlC) => Line::Interrupted,
-                    Ok(Signal::CtrlD) => Line::End,
-                    Err(error) => Line::Failed(error.to_string()),
-                }
-            }
+            Self::Editor(editor) => editor.read(prompt),
             Self::Plain { prompt: wanted } => {
                 if *wanted {
-                    let _ = io::stderr().write_all(format!("{prompt}> ").as_bytes());
+                    let _ = io::stderr().write_all(prompt.as_bytes());
                 }
                 let mut line = Vec::new();
                 match io::stdin().lock().take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
@@ -150,44 +120,6 @@ impl Source {
     }
 }
 
-fn editor(history: Option<&Path>, color: bool, lookups: UnboundedSender<Lookup>) -> Reedline {
-    let menu = ColumnarMenu::default().with_name(MENU);
-    let mut keys = default_emacs_keybindings();
-    let complete = vec![ReedlineEvent::Menu(MENU.to_owned()), ReedlineEvent::MenuNext];
-    keys.add_binding(KeyModifiers::NONE, KeyCode::Tab, ReedlineEvent::UntilFound(complete));
-    keys.add_binding(KeyModifiers::ALT, KeyCode::Enter, ReedlineEvent::Submit);
-    let mut editor = Reedline::create()
-        .with_ansi_colors(color)
-        .with_validator(Box::new(WholeCommands))
-        .with_completer(Box::new(Paths(lookups)))
-        .with_quick_completions(true)
-        .with_partial_completions(true)
-        .with_menu(ReedlineMenu::EngineCompleter(Box::new(menu)))
-        .with_edit_mode(Box::new(Emacs::new(keys)))
-        .with_history_exclusion_prefix(Some(" ".to_owned()))
-        .use_bracketed_paste(true);
-    if color {
-        editor = editor.with_hinter(Box::new(DefaultHinter::default()));
-    }
-    // Without a file the history is of this run alone.
-    let kept = history.and_then(|path| {
-        make_private(path).ok()?;
-        FileBackedHistory::with_file(HISTORY_LINES_MAX, path.to_owned()).ok()
-    });
-    if let Some(history) = kept {
-        editor = editor.with_history(Box::new(history));
-    }
-    editor
-}
-
-/// What was typed may hold secrets: the file is its user's alone.
-fn make_private(path: &Path) -> io::Result<()> {
-    if let Some(directory) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    }
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path).map(drop)
-}
-
 /// Lines end where a shell would have something to execute.
 struct WholeCommands;
 
@@ -201,10 +133,10 @@ impl Validator for WholeCommands {
     }
 }
 
-/// Paths on the target, asked for by the task that has the connection.
-struct Paths(UnboundedSender<Lookup>);
+/// Commands and paths on the target, asked for by the task that has the connection.
+struct Names(UnboundedSender<Lookup>);
 
-impl Completer for Paths {
+impl Completer for Names {
     fn complete(&mut self, line: &str, position: usize) -> Vec<Suggestion> {
         let word = word_at(line, position);
         let span = Span::new(word.start, position);
@@ -220,46 +152,5 @@ impl Completer for Paths {
             ..Suggestion::default()
         };
         offers.into_iter().map(suggest).collect()
-    }
-}
-
-/// The target's name and a `>`.
-struct Target(String);
-
-impl Prompt for Target {
-    fn render_prompt_left(&self) -> Cow<'_, str> {
-        Cow::Borrowed(&self.0)
-    }
-
-    fn render_prompt_right(&self) -> Cow<'_, str> {
-        Cow::Borrowed("")
-    }
-
-    fn render_prompt_indicator(&self, _mode: PromptEditMode) -> Cow<'_, str> {
-        Cow::Borrowed("> ")
-    }
-
-    fn render_prompt_multiline_indicator(&self) -> Cow<'_, str> {
-        Cow::Borrowed("  ")
-    }
-
-    fn render_prompt_history_search_indicator(&self, search: PromptHistorySearch) -> Cow<'_, str> {
-        Cow::Owned(format!("(history: {}) ", search.term))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    #[test]
-    fn the_history_is_its_users_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state/afar/repl_history");
-        make_private(&path).unwrap();
-        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
     }
 }

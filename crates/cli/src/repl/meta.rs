@@ -31,8 +31,8 @@ finished (a quote, a here-document, if without fi) goes on in the next.
   :cancel             while a line runs: end it, and its shell with it
   :quit               leave, as Ctrl-D does
 
-Tab completes paths there. Ctrl-R searches the history. Alt-Enter sends a line as it is. Ctrl-C
-interrupts what runs; twice within a second it ends it.";
+Tab completes commands and paths there. Ctrl-R searches the history. Alt-Enter sends a line
+as it is. Ctrl-C interrupts what runs; twice within a second it ends it.";
 
 /// Reads a line. `None`: it is for the shell, to which a colon followed by a space means something.
 pub(super) fn parse(line: &str, timing: bool) -> Option<Result<Meta, String>> {

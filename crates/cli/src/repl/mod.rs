@@ -6,6 +6,7 @@
 mod completion;
 mod editor;
 mod meta;
+mod place;
 mod scan;
 mod typed;
 
@@ -26,11 +27,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::console::{Verbosity, say, say_failure};
 use crate::exit::Exit;
+use crate::line_editor::{self, Line};
 use crate::prompt;
 use crate::run::{Output, Signals, say_end, say_note};
 use completion::LISTING_BYTES_MAX;
-use editor::{Line, Lookup, Reader, Style};
+
+use editor::{Lookup, Reader, Style};
 use meta::{HELP, Meta};
+use place::Place;
 use scan::is_complete;
 use typed::Typed;
 
@@ -75,10 +79,9 @@ pub(crate) async fn repl(
         }
     };
     let interactive = io::stdin().is_terminal() && io::stderr().is_terminal();
-    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty());
-    let color = interactive && !dumb && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let style = if interactive && !dumb {
-        Style::Editor { history: options.history.clone(), color }
+    let color = line_editor::is_usable() && line_editor::is_colored();
+    let style = if line_editor::is_usable() {
+        Style::Editor { history: options.history.clone() }
     } else {
         Style::Plain { prompt: interactive }
     };
@@ -87,6 +90,8 @@ pub(crate) async fn repl(
     let repl = Repl {
         target: target.to_string(),
         session: Some(session),
+        // A shell that is begun stands there; one of the user's own may be anywhere.
+        place: Place::new(name.is_some()),
         own_session: name,
         timeout: options.timeout,
         timing: interactive && options.verbosity > Verbosity::Quiet,
@@ -112,6 +117,8 @@ struct Repl {
     target: String,
     /// `Some` until the end.
     session: Option<Session>,
+    /// Where the session's shell is.
+    place: Place,
     /// `Some` iff the session is this prompt's own.
     own_session: Option<SessionName>,
     options: ReplOptions,
@@ -182,7 +189,7 @@ impl Repl {
         if let Some(line) = self.typed.pop_front() {
             return Ok(line);
         }
-        let prompt = if first { self.target.clone() } else { String::new() };
+        let prompt = if first { self.prompt().await } else { "> ".to_owned() };
         loop {
             tokio::select! {
                 line = self.reader.line(&prompt) => return Ok(line),
@@ -190,7 +197,7 @@ impl Repl {
                 signal = self.signals.next_ending() => {
                     if signal == Signal::INT && self.interactive {
                         // A line that is typed without an editor: the terminal has dropped it.
-                        let _ = io::stderr().write_all(format!("\n{}> ", self.target).as_bytes());
+                        let _ = io::stderr().write_all(format!("\n{prompt}").as_bytes());
                         continue;
                     }
                     return Err(Exit::Signal(signal));
@@ -199,12 +206,26 @@ impl Repl {
         }
     }
 
-    /// Has paths listed by a command of its own; the session is not disturbed.
+    /// The target, and where its shell is, if that is known.
+    async fn prompt(&mut self) -> String {
+        if self.interactive
+            && let Some(session) = &self.session
+        {
+            self.place.look(session).await;
+        }
+        match self.place.shown() {
+            Some(place) => format!("{}:{place}> ", self.target),
+            None => format!("{}> ", self.target),
+        }
+    }
+
+    /// Has names listed by a command of its own; the session is not disturbed.
     fn look_up(&self, lookup: Lookup) {
         let Lookup { word, reply } = lookup;
         let cwd = self.shell_pid.map_or(".".to_owned(), |pid| format!("/proc/{pid}/cwd"));
-        let command = word.listing(&cwd).timeout(Duration::from_secs(2));
-        let Some(Ok(job)) = self.session.as_ref().map(|session| session.start(command)) else {
+        let listing = word.listing(&cwd).map(|command| command.timeout(Duration::from_secs(2)));
+        let (Some(command), Some(session)) = (listing, &self.session) else { return };
+        let Ok(job) = session.start(command) else {
             return;
         };
         tokio::spawn(async move {
@@ -383,6 +404,9 @@ impl Repl {
                 if self.color { format!("\x1b[2m[{line}]\x1b[0m") } else { format!("[{line}]") };
             self.tell(&line);
         }
+        // A command that is not of a session has a figure there; its shell is no more.
+        let in_session = outcome.max_rss_bytes.is_none() && outcome.wall_s.is_some();
+        self.place.moved(self.shell_pid.filter(|_| in_session), outcome.session_restarted);
         if outcome.session_restarted && self.options.verbosity > Verbosity::Quiet {
             say("the session's shell has ended; the next line meets a fresh one");
         }

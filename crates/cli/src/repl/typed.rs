@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::editor::Line;
+use crate::line_editor::Line;
 
 /// Bytes of a line that the terminal hands over at once (termios(3), canonical mode).
 const LINE_BYTES_MAX: usize = 4096;
