@@ -354,7 +354,8 @@ pub(crate) struct AsUserArgs {
 ///
 /// The protocol of small Python scripts: a command goes out as it is, its output comes back behind its
 /// length. Nothing is encrypted and nobody proves who they are, so keep it on this machine. At a
-/// terminal lines are edited, and kept in a history. Ctrl-D leaves. The protocol tells no exit status: this ends with 0 if every command was answered.
+/// terminal lines are edited, and kept in a history; Ctrl-D leaves. The protocol tells no exit
+/// status: this ends with 0 if every command was answered.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
