@@ -1,7 +1,6 @@
 //! One job: what happens to it comes in, what is to be done comes out.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
 
 use afar_proto::Instant;
 use afar_proto::connection::Stream;
@@ -44,6 +43,8 @@ pub struct Machine {
     sealed: Option<Sealed>,
     /// Whether an owner has said that it has everything.
     confirmed: bool,
+    /// Whether somebody has owned it, and has not left it on purpose: it may come back.
+    awaited: bool,
     actions: VecDeque<Action>,
 }
 
@@ -69,8 +70,7 @@ struct Exit {
 #[derive(Debug)]
 struct Sealed {
     seal: Box<Seal>,
-    /// When what is kept is let go of, whether it was confirmed or not.
-    expires_at: Instant,
+    at: Instant,
 }
 
 impl Machine {
@@ -93,6 +93,7 @@ impl Machine {
             exit: None,
             sealed: None,
             confirmed: false,
+            awaited: false,
             actions: VecDeque::new(),
             settings,
         }
@@ -110,7 +111,7 @@ impl Machine {
             started: true,
             exit: Some(Exit { report, session_restarted, silent_at, over_at }),
             confirmed: true,
-            sealed: Some(Sealed { seal: Box::new(seal), expires_at: Instant::ZERO }),
+            sealed: Some(Sealed { seal: Box::new(seal), at: Instant::ZERO }),
             ..Self::new(Settings::default())
         }
     }
@@ -208,8 +209,7 @@ impl Machine {
             self.begin(Cause::Timeout);
         }
         self.seal_if_over(now);
-        let expired = |sealed: &Sealed| now >= sealed.expires_at;
-        if self.sealed.as_ref().is_some_and(expired) && !self.confirmed {
+        if self.expires_at().is_some_and(|at| now >= at) {
             self.settings.keep = None;
             self.confirm();
         }
@@ -221,8 +221,8 @@ impl Machine {
         let Some(exit) = &self.exit else {
             return self.timeout_at.filter(|_| self.cause.is_none());
         };
-        if let Some(sealed) = &self.sealed {
-            return Some(sealed.expires_at).filter(|_| !self.confirmed);
+        if self.sealed.is_some() {
+            return self.expires_at();
         }
         let silent = Some(exit.silent_at).filter(|at| *at > now);
         let over = Some(exit.over_at).filter(|at| *at > now);
@@ -297,6 +297,7 @@ impl Machine {
             self.fence();
             self.owner = Some(request.id);
             self.given_up = false;
+            self.awaited = true;
         }
         let AttachRequest { id, follow, .. } = *request;
         if self.attachments.is_empty() {
@@ -409,6 +410,7 @@ impl Machine {
             return false;
         }
         self.owner = None;
+        self.awaited = how == Leave::Lost;
         let ends = match (how, self.settings.on_disconnect) {
             (Leave::Closed, _) | (Leave::Lost, Some(OnDisconnect::Kill)) => true,
             (Leave::Goodbye, on_disconnect) => on_disconnect != Some(OnDisconnect::Keep),
@@ -503,7 +505,14 @@ impl Machine {
     /// When what is kept of an ended job is let go of; `None` while that is not settled.
     #[must_use]
     pub fn expires_at(&self) -> Option<Instant> {
-        self.sealed.as_ref().filter(|_| !self.confirmed).map(|sealed| sealed.expires_at)
+        let sealed = self.sealed.as_ref().filter(|_| !self.confirmed)?;
+        let lifetime = match self.settings.keep {
+            // Who has lost its link before it had everything can still come back for it (`J-3.6`).
+            Some(keep) if self.awaited => keep.max(UNCONFIRMED_LIFETIME),
+            Some(keep) => keep,
+            None => UNCONFIRMED_LIFETIME,
+        };
+        Some(sealed.at.after(lifetime))
     }
 
     /// Whether nothing is left that anybody waits for: it is sealed, its owner has everything or
@@ -587,8 +596,7 @@ impl Machine {
         for source in &mut self.sources {
             source.end(false);
         }
-        let lifetime: Duration = self.settings.keep.unwrap_or(UNCONFIRMED_LIFETIME);
-        self.sealed = Some(Sealed { seal: Box::new(seal), expires_at: now.after(lifetime) });
+        self.sealed = Some(Sealed { seal: Box::new(seal), at: now });
         if self.given_up {
             self.confirm();
         }
@@ -643,6 +651,7 @@ impl Machine {
             attachments.swap_remove(at);
             if self.owner == Some(id) {
                 self.owner = None;
+                self.awaited = false;
             }
         }
     }

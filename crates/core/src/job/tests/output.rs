@@ -222,6 +222,31 @@ fn what_is_kept_is_not_released_by_acknowledgements() {
 }
 
 #[test]
+fn a_short_keep_takes_nothing_from_an_owner_that_has_lost_its_link() {
+    // J-3.3, J-3.6, on both sides of the longer one.
+    let keep = Some(Duration::from_secs(60));
+    for (passed, there) in
+        [(UNCONFIRMED_LIFETIME - Duration::from_secs(1), true), (UNCONFIRMED_LIFETIME, false)]
+    {
+        let mut rig = Rig::new(Settings { keep, ..Settings::default() });
+        rig.allow(A, 100);
+        rig.write_all(b"abc");
+        rig.finish(0);
+        rig.leave(A, Leave::Lost);
+        rig.pass(passed);
+        assert_eq!(rig.machine.is_done(), !there);
+        if there {
+            rig.attach(&request(B, AttachMode::Take, 0));
+            rig.allow(B, 100);
+            assert_eq!(rig.heard(B).stdout(), b"abc");
+            // Once it has everything, the shorter time counts again.
+            rig.leave(B, Leave::Closed);
+            assert!(rig.machine.is_done());
+        }
+    }
+}
+
+#[test]
 fn a_stream_that_is_merged_into_another_is_sealed_as_empty() {
     let mut rig = Rig::new(Settings { merged: true, ..Settings::default() });
     assert!(rig.machine.readable(Stream::Stderr).is_none());
