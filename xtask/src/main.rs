@@ -6,6 +6,7 @@ mod failure;
 mod fuzz;
 mod peers;
 mod say;
+mod simulate;
 mod test;
 mod tidy;
 mod workspace;
@@ -22,7 +23,8 @@ usage: cargo xtask COMMAND
   ci                                 formatting, lints, documentation, tidy, test
   tidy                               the house style, as far as a program can check it
   bench [OPTIONS]                    afar and its peers in one run; `cargo xtask bench --help`
-  fuzz  [TARGET] [--seconds N]       the fuzz targets, each for a while";
+  fuzz  [TARGET] [--seconds N]       the fuzz targets, each for a while
+  simulate [--runs N] [--seed N]     jobs in a simulated world where everything fails, by seeds";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -47,6 +49,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         "tidy" => tidy::run(&workspace, rest),
         "bench" => bench::run(&workspace, rest),
         "fuzz" => fuzz::run(&workspace, rest),
+        "simulate" => simulate::run(&workspace, rest),
         "help" | "--help" | "-h" => {
             say::line(USAGE);
             Ok(())
