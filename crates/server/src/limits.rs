@@ -66,3 +66,6 @@ pub const ENDED_JOBS_HELD_MAX: usize = 1024;
 
 /// Jobs on one page of a list, if the client wants no fewer.
 pub const LIST_PAGE_MAX: usize = 256;
+
+/// Jobs that are taken out of the archive at a time, to be put on a page.
+pub const LIST_STEP_JOBS: u32 = 256;

@@ -130,6 +130,18 @@ impl<T> Register<T> {
         }
     }
 
+    /// Forgets a job, of which somebody else knows from now on.
+    pub fn remove(&mut self, key: &JobKey) {
+        self.jobs.remove(key);
+        self.ended.retain(|ended| ended != key);
+    }
+
+    /// The request that this id was taken by.
+    #[must_use]
+    pub fn digest(&self, key: &JobKey) -> Option<&Digest> {
+        self.jobs.get(key).map(|entry| &entry.digest)
+    }
+
     /// The job that has this id.
     #[must_use]
     pub fn find(&self, key: &JobKey) -> Option<&T> {

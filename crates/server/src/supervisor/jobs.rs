@@ -1,11 +1,12 @@
 //! The jobs of this supervisor's user, whoever is connected: which ids are taken, and by what.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use afar_core::job::{
-    AttachRequest, AttachmentId, Cause, Decision, JobKey, Register, Retry, Vouch,
+    AttachRequest, AttachmentId, Cause, Decision, Digest, JobKey, Register, Retry, Vouch,
 };
 use afar_proto::Instant;
 use afar_proto::message::{Incarnation, JobId, JobInfo, OpenSpec, Refused};
@@ -14,14 +15,16 @@ use afar_sys::boot::since_boot;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Supervisor;
-use super::job::{Job, Route, ToJob};
+use super::job::{Job, Route, ToJob, unix_time_us};
 use crate::limits::{ENDED_JOBS_HELD_MAX, JOBS_MAX};
+use crate::store::{Archive, EndedJob, NewJob, Told};
 
 /// All jobs. One thread has them.
 #[derive(Debug)]
 pub(super) struct Jobs {
     register: RefCell<Register<Entry>>,
     incarnation: Incarnation,
+    archive: Option<Rc<RefCell<Archive>>>,
     entered: Cell<u64>,
     attached: Cell<u64>,
 }
@@ -45,6 +48,19 @@ pub(super) enum Life {
     Removed(Rc<Remains>),
     /// It was never started.
     Refused(Rc<Refused>),
+    /// It was started, and its end is not known to anybody: this is said to whoever asks for it.
+    Lost(Rc<Refused>),
+}
+
+/// A job that is going to be started.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) key: &'a JobKey,
+    pub(super) digest: &'a Digest,
+    /// The value of the mark by which its processes are found.
+    pub(super) mark: &'a str,
+    pub(super) info: &'a JobInfo,
+    pub(super) keep_s: Option<u64>,
 }
 
 /// What is left of a job.
@@ -75,12 +91,28 @@ impl View {
 }
 
 impl Jobs {
-    /// None, in a new incarnation.
+    /// None, in a new incarnation, which nothing of outlives.
     pub(super) fn new(incarnation: Incarnation) -> Self {
         let began = now();
         let register = Register::new(Vouch { began, since: began }, ENDED_JOBS_HELD_MAX);
-        let register = RefCell::new(register);
-        Self { register, incarnation, entered: Cell::default(), attached: Cell::default() }
+        Self {
+            register: RefCell::new(register),
+            incarnation,
+            archive: None,
+            entered: Cell::default(),
+            attached: Cell::default(),
+        }
+    }
+
+    /// None, with an archive that knows of those before, and will of these.
+    pub(super) fn archived(archive: Rc<RefCell<Archive>>) -> Option<Self> {
+        let incarnation = Incarnation::new(archive.borrow().incarnation()).ok()?;
+        Some(Self { archive: Some(archive), ..Self::new(incarnation) })
+    }
+
+    /// The archive, if there is one.
+    pub(super) fn archive(&self) -> Option<RefMut<'_, Archive>> {
+        self.archive.as_ref().map(|archive| archive.borrow_mut())
     }
 
     /// Which life of the supervisor this is.
@@ -95,12 +127,24 @@ impl Jobs {
     }
 
     /// What a request means (`J-1.3`, `J-1.6`).
-    pub(super) fn decide(&self, key: &JobKey, spec: &OpenSpec) -> Decision {
+    pub(super) fn decide(&self, key: &JobKey, spec: &OpenSpec, digest: &Digest) -> Decision {
+        let same = |known: &Digest| {
+            if known == digest { Decision::Same } else { Decision::Conflict }
+        };
+        if let Some(known) = self.register.borrow().digest(key) {
+            return same(known);
+        }
         let retry = spec.retry.as_ref().map(|retry| Retry {
             age: Duration::from_millis(retry.age_ms),
             same_incarnation: retry.incarnation.as_ref() == Some(&self.incarnation),
         });
-        self.register.borrow().decide(key, &spec.digest(), retry.as_ref(), now())
+        let Some(mut archive) = self.archive() else {
+            return self.register.borrow().decide(key, digest, retry.as_ref(), now());
+        };
+        match archive.lookup(key) {
+            Some(ended) => same(&ended.digest),
+            None => archive.vouch().decide(retry.as_ref(), now()),
+        }
     }
 
     /// Whether there is room for one more that has not ended.
@@ -108,46 +152,95 @@ impl Jobs {
         self.register.borrow().running() < JOBS_MAX
     }
 
-    /// Enters a job that was started.
-    pub(super) fn enter(&self, key: JobKey, spec: &OpenSpec, commands: UnboundedSender<ToJob>) {
-        self.entered.set(self.entered.get() + 1);
-        let entry = Entry { number: self.entered.get(), life: Life::Live(commands) };
-        self.register.borrow_mut().enter(key, spec.digest(), now(), entry);
+    /// Writes down that a job is going to be started: from here on its id is taken (`J-1.4`). Gives its
+    /// number.
+    ///
+    /// # Errors
+    /// It can't be written down.
+    pub(super) fn begin(&self, asked: &Asked<'_>) -> Result<u64, Refused> {
+        let Some(mut archive) = self.archive() else {
+            self.entered.set(self.entered.get() + 1);
+            return Ok(self.entered.get());
+        };
+        let Asked { key, digest, mark, info, keep_s } = *asked;
+        let at_us = unix_time_us();
+        let job = NewJob { key, digest: *digest, mark, info, keep_s, at_us };
+        archive.begin(&job).map_err(|error| {
+            let message =
+                format!("the job could not be written down, so it was not started: {error}");
+            refused(RefusalReason::NoResources, &message)
+        })
+    }
+
+    /// Its process is there.
+    pub(super) fn started(&self, key: &JobKey, pid: u32, start_ticks: u64, at_us: u64) {
+        if let Some(mut archive) = self.archive() {
+            archive.started(key, pid, start_ticks, at_us);
+        }
+    }
+
+    /// Enters a job that has a task.
+    pub(super) fn enter(
+        &self,
+        key: JobKey,
+        digest: Digest,
+        number: u64,
+        commands: UnboundedSender<ToJob>,
+    ) {
+        let entry = Entry { number, life: Life::Live(commands) };
+        self.register.borrow_mut().enter(key, digest, now(), entry);
     }
 
     /// A start has failed: the id has started nothing, and is taken all the same (`J-1.4`).
-    pub(super) fn enter_refused(&self, key: &JobKey, spec: &OpenSpec, refused: &Refused) {
-        self.entered.set(self.entered.get() + 1);
-        let life = Life::Refused(Rc::new(refused.clone()));
-        let entry = Entry { number: self.entered.get(), life };
-        let mut register = self.register.borrow_mut();
-        register.enter(key.clone(), spec.digest(), now(), entry.clone());
-        register.end(key, entry);
+    pub(super) fn start_failed(&self, key: &JobKey, digest: Digest, number: u64, why: &Refused) {
+        let entry = Entry { number, life: Life::Refused(Rc::new(why.clone())) };
+        self.register.borrow_mut().enter(key.clone(), digest, now(), entry);
+        self.refused(key, why);
     }
 
-    /// A job that waited for its turn was never started.
+    /// A job was never started.
     pub(super) fn refused(&self, key: &JobKey, refused: &Refused) {
+        if let Some(mut archive) = self.archive() {
+            archive.not_started(key, refused, unix_time_us());
+        }
         self.end(key, Life::Refused(Rc::new(refused.clone())));
+    }
+
+    /// A job is over: this is its last word, which is told behind this.
+    pub(super) fn sealed(&self, key: &JobKey, seal: &Seal, info: &JobInfo) {
+        if let Some(mut archive) = self.archive() {
+            archive.ended(seal, info, key, None);
+        }
     }
 
     /// Everything of a job is told.
     pub(super) fn ended(&self, key: &JobKey, remains: Remains, removed: bool) {
+        if removed && let Some(mut archive) = self.archive() {
+            archive.remove(key);
+        }
         let remains = Rc::new(remains);
         self.end(key, if removed { Life::Removed(remains) } else { Life::Ended(remains) });
     }
 
     fn end(&self, key: &JobKey, life: Life) {
         let mut register = self.register.borrow_mut();
+        if self.archive.is_some() {
+            // Who knows it from now on is the archive.
+            return register.remove(key);
+        }
         // What was brought back to tell its outcome says nothing new.
-        let live = |entry: &&Entry| matches!(entry.life, Life::Live(_));
-        let Some(number) = register.find(key).filter(live).map(|entry| entry.number) else {
-            return;
+        let number = match register.find(key) {
+            Some(Entry { number, life: Life::Live(_) | Life::Refused(_) }) => *number,
+            _ => return,
         };
         register.end(key, Entry { number, life });
     }
 
     /// Forgets an ended job, as far as anybody can see (`J-1.7`).
     pub(super) fn remove(&self, key: &JobKey) {
+        if let Some(mut archive) = self.archive() {
+            return archive.remove(key);
+        }
         let mut register = self.register.borrow_mut();
         if let Some(entry) = register.find_mut(key)
             && let Life::Ended(remains) = &entry.life
@@ -158,42 +251,58 @@ impl Jobs {
 
     /// Where the job with this key is.
     pub(super) fn life(&self, key: &JobKey) -> Option<Life> {
-        self.register.borrow().find(key).map(|entry| entry.life.clone())
+        if let Some(entry) = self.register.borrow().find(key) {
+            return Some(entry.life.clone());
+        }
+        self.archive()?.lookup(key).map(Life::of)
     }
 
-    /// The job that is meant by an id, or by the beginning of one.
-    ///
-    /// # Errors
-    /// There is none, or more than one.
-    pub(super) fn find(
+    /// The job that is meant by an id, if that needs no search: it has this id, or is the only one.
+    pub(super) fn find(&self, view: &View, job: &JobId) -> Result<Option<JobKey>, Refused> {
+        let own = view.key(job);
+        if self.life(&own).is_some_and(|life| life.is_seen()) {
+            return Ok(Some(own));
+        }
+        let register = self.register.borrow();
+        let mut exact = register
+            .iter()
+            .filter(|(key, entry)| key.job == *job && view.sees(key) && entry.life.is_seen());
+        match (exact.next(), exact.next()) {
+            (Some(_), Some(_)) => Err(ambiguous(job)),
+            (found, _) => Ok(found.map(|(key, _)| key.clone())),
+        }
+    }
+
+    /// The only job whose id begins so.
+    pub(super) fn search(
         &self,
         view: &View,
-        job: &JobId,
-        prefix: bool,
-    ) -> Result<(JobKey, Life), Refused> {
+        begin: &JobId,
+    ) -> impl Future<Output = Result<JobKey, Refused>> + use<> {
         let register = self.register.borrow();
-        let own = view.key(job);
-        if let Some(entry) = register.find(&own).filter(|entry| entry.life.is_seen()) {
-            return Ok((own, entry.life.clone()));
-        }
-        let seen = || register.iter().filter(|(key, entry)| view.sees(key) && entry.life.is_seen());
-        let exact = || seen().filter(|(key, _)| key.job == *job);
-        let begins = |key: &JobKey| key.job.as_str().starts_with(job.as_str());
-        let found: Vec<_> = match exact().count() {
-            0 if prefix => seen().filter(|(key, _)| begins(key)).take(2).collect(),
-            _ => exact().take(2).collect(),
-        };
-        match *found {
-            [] => Err(no_such_job(job)),
-            [(key, entry)] => Ok((key.clone(), entry.life.clone())),
-            _ => Err(refused(
-                RefusalReason::Ambiguous,
-                &format!("more than one job's id begins with {job}"),
-            )),
+        let begins = |key: &JobKey| key.job.as_str().starts_with(begin.as_str());
+        let mut found: BTreeSet<JobKey> = register
+            .iter()
+            .filter(|(key, entry)| begins(key) && view.sees(key) && entry.life.is_seen())
+            .map(|(key, _)| key.clone())
+            .take(2)
+            .collect();
+        let archived =
+            self.archive().map(|mut archive| archive.with_prefix(&view.scope, begin.as_str()));
+        let begin = begin.clone();
+        async move {
+            if let Some(archived) = archived {
+                found.extend(archived.await.into_iter().map(|ended| ended.key));
+            }
+            match (found.pop_first(), found.pop_first()) {
+                (Some(key), None) => Ok(key),
+                (None, _) => Err(no_such_job(&begin)),
+                (Some(_), Some(_)) => Err(ambiguous(&begin)),
+            }
         }
     }
 
-    /// Those that somebody sees, the newest first, from behind the number `after` on.
+    /// Those at hand that somebody sees, the newest first, from behind the number `after` on.
     pub(super) fn seen(&self, view: &View, after: Option<u64>) -> Vec<(JobKey, Entry)> {
         let register = self.register.borrow();
         let mut seen: Vec<_> = register
@@ -217,9 +326,23 @@ impl Jobs {
 }
 
 impl Life {
+    /// What the archive says of a job that has ended.
+    fn of(ended: EndedJob) -> Self {
+        let EndedJob { key, removed, told: Told { info, seal, refused, .. }, .. } = ended;
+        match (seal, refused) {
+            (Some(seal), _) => {
+                let remains = Rc::new(Remains { info, seal });
+                if removed { Self::Removed(remains) } else { Self::Ended(remains) }
+            }
+            (None, Some(refused)) => Self::Refused(Rc::new(refused)),
+            // Its supervisor was killed: nobody has seen its end.
+            (None, None) => Self::Lost(Rc::new(lost(&key.job))),
+        }
+    }
+
     /// Whether it can be listed, attached to, and ended.
     fn is_seen(&self) -> bool {
-        matches!(self, Self::Live(_) | Self::Ended(_))
+        matches!(self, Self::Live(_) | Self::Ended(_) | Self::Lost(_))
     }
 }
 
@@ -241,7 +364,7 @@ impl Supervisor {
                 tokio::task::spawn_local(job.run());
                 commands
             }
-            Some(Life::Refused(refusal)) => return Err((*refusal).clone()),
+            Some(Life::Refused(refusal) | Life::Lost(refusal)) => return Err((*refusal).clone()),
             None => return Err(no_such_job(&key.job)),
         };
         // A task that ends says so in the table in the same moment, so this one is there.
@@ -253,6 +376,16 @@ impl Supervisor {
 /// Time since boot, as the register counts it.
 fn now() -> Instant {
     Instant::from_micros(u64::try_from(since_boot().as_micros()).unwrap_or(u64::MAX))
+}
+
+fn ambiguous(job: &JobId) -> Refused {
+    refused(RefusalReason::Ambiguous, &format!("{job} means more than one job"))
+}
+
+/// Its client says of it what is true (`J-4.4`).
+fn lost(job: &JobId) -> Refused {
+    let message = format!("the supervisor of the job {job} was killed; its end is not known");
+    Refused { started: Started::Yes, ..refused(RefusalReason::NoSuchJob, &message) }
 }
 
 pub(super) fn no_such_job(job: &JobId) -> Refused {

@@ -9,6 +9,7 @@ mod conversation;
 mod environment;
 mod job;
 mod jobs;
+mod listing;
 mod request;
 mod session;
 mod socket;
@@ -18,7 +19,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, Write as _};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use afar_net::local::{Introduced, introduced};
 use afar_proto::message::Incarnation;
@@ -33,6 +34,7 @@ use crate::guardian;
 use crate::limits::{GRANT_DEADLINE, SOCKET_INTERVAL, STOP_TIMEOUT};
 use crate::log::Log;
 use crate::paths::jobs_dir;
+use crate::store::{self, Archive, ArchiveConfig, Beginning, OpenedArchive, Quotas, RealDisk};
 use conversation::Conversation;
 use socket::{Claim, Socket};
 
@@ -145,6 +147,41 @@ impl Supervisor {
     }
 }
 
+/// What is known of the jobs before, and will be of those to come. Without it jobs run all the same,
+/// and are forgotten with this process.
+fn open_archive(user: &User, log: Log) -> Option<Rc<RefCell<Archive>>> {
+    let path = jobs_dir(&user.home);
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let opened = afar_sys::boot::boot_id().map_err(|error| error.to_string()).and_then(|boot| {
+        let beginning = Beginning {
+            incarnation: Some(new_incarnation().as_str().to_owned()),
+            boot,
+            since_boot: afar_sys::boot::since_boot(),
+            unix_us: u64::try_from(unix.as_micros()).unwrap_or(u64::MAX),
+        };
+        let config = ArchiveConfig { disk: Arc::new(RealDisk), quotas: Quotas::default(), log };
+        Archive::open(&path, &config, &beginning).map_err(|error| error.to_string())
+    });
+    match opened {
+        Ok(OpenedArchive { archive, lost }) => {
+            for entry in lost {
+                let job = &entry.intended.job.job;
+                log.info(&format!("the supervisor of job {job} was killed: its end is not known"));
+            }
+            Some(Rc::new(RefCell::new(archive)))
+        }
+        Err(error) => {
+            log.error(&format!(
+                "jobs are not written down, and forgotten with this process: {error}"
+            ));
+            if let Err(error) = Archive::disavow(&path) {
+                log.error(&format!("and what was written down does not say so: {error}"));
+            }
+            None
+        }
+    }
+}
+
 /// Which life of a supervisor this is: random, so that no two are taken for one.
 fn new_incarnation() -> Incarnation {
     // Without random bytes nothing is started either: then the time since boot tells them apart.
@@ -198,7 +235,13 @@ pub fn run(config: SupervisorConfig) -> Result<u8, SupervisorError> {
     if let Err(error) = rustix::process::setpriority_process(None, 0) {
         config.log.info(&format!("jobs have the niceness of whoever started the first: {error}"));
     }
-    let supervisor = Supervisor { cgroups, ..Supervisor::new(user, open_files_soft, config.log) };
+    let archive = open_archive(&user, config.log);
+    let mut supervisor =
+        Supervisor { cgroups, ..Supervisor::new(user, open_files_soft, config.log) };
+    let archived = archive.as_ref().and_then(|archive| jobs::Jobs::archived(Rc::clone(archive)));
+    if let Some(jobs) = archived {
+        supervisor.jobs = jobs;
+    }
     let supervisor = Rc::new(supervisor);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -208,6 +251,9 @@ pub fn run(config: SupervisorConfig) -> Result<u8, SupervisorError> {
         .map_err(io_error("cannot start the runtime"))?;
     keep_a_thread(&runtime)?;
     let local = tokio::task::LocalSet::new();
+    if let Some(archive) = archive {
+        local.spawn_local(async move { store::tend(&archive).await });
+    }
     local.block_on(&runtime, serve(supervisor, claim, config.idle_exit)).map(|()| 0)
 }
 

@@ -39,10 +39,15 @@ pub(super) struct Prepared {
 impl Prepared {
     /// The random part of the mark.
     pub(super) fn mark_value(&self) -> &str {
-        let value = self.mark.get(MARK_VARIABLE.len() + 1..).unwrap_or_default();
-        // It is made of hexadecimal digits.
-        std::str::from_utf8(value).unwrap_or_default()
+        mark_value(&self.mark)
     }
+}
+
+/// The random part of an entry of the environment that is a job's mark.
+pub(super) fn mark_value(mark: &[u8]) -> &str {
+    let value = mark.get(MARK_VARIABLE.len() + 1..).unwrap_or_default();
+    // It is made of hexadecimal digits.
+    std::str::from_utf8(value).unwrap_or_default()
 }
 
 /// Prepares a request, or says why it is refused. Starts nothing.

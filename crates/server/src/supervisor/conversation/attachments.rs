@@ -138,6 +138,8 @@ impl Attachments {
                 }
             }
             FromJob::Told(told) => self.handle_told(connection, id, told),
+            // A search is the conversation's own.
+            FromJob::Found(..) => {}
         }
     }
 

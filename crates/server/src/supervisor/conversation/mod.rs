@@ -107,10 +107,10 @@ impl Conversation {
                     }
                 }
                 Some((channel, event)) = self.from_jobs.recv() => {
-                    self.attachments.handle(&mut self.driver, channel, event);
+                    self.handle_job(channel, event);
                     // What has come together leaves together.
                     while let Ok((channel, event)) = self.from_jobs.try_recv() {
-                        self.attachments.handle(&mut self.driver, channel, event);
+                        self.handle_job(channel, event);
                     }
                 }
             }
@@ -118,6 +118,13 @@ impl Conversation {
         self.attachments.leave_all(leave);
         self.supervisor.sessions.end_connection(self.number);
         self.driver.finish().await;
+    }
+
+    fn handle_job(&mut self, channel: ChannelId, event: FromJob) {
+        match event {
+            FromJob::Found(wish, found) => self.found(channel, wish, found),
+            event => self.attachments.handle(&mut self.driver, channel, event),
+        }
     }
 
     /// Handles what the client says; a request once it is known that the grant still holds. Breaks if

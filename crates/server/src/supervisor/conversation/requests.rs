@@ -7,21 +7,36 @@ use afar_core::job::{AttachRequest, Decision, JobKey, Leave};
 use afar_core::policy::{JobScope, RequestFacts, Verb, allowed};
 use afar_proto::connection::{ChannelId, Stream};
 use afar_proto::message::{
-    Answer, Attach, AttachMode, JobPage, JobQuery, KillQuery, ListQuery, OpenSpec, Opened, Query,
-    Refused,
+    Answer, Attach, AttachMode, JobQuery, KillQuery, ListQuery, OpenSpec, Opened, Query, Refused,
 };
 use afar_proto::outcome::{RefusalReason, Started};
 use afar_sys::signals::Signal;
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use super::Conversation;
 use super::attachments::Attachment;
-use crate::limits::LIST_PAGE_MAX;
-use crate::supervisor::job::{FromJob, Opening, Route, Said, ToJob, start, start_in_session};
-use crate::supervisor::jobs::{Entry, Life, View, refused};
-use crate::supervisor::request::{invalid, prepare, refuse_denied};
-use crate::supervisor::session::prepare_in_session;
+use crate::supervisor::job::{
+    FromJob, Opening, Route, Said, ToJob, Wish, describe, start, start_in_session,
+};
+use crate::supervisor::jobs::{Asked, Life, View, no_such_job, refused};
+use crate::supervisor::request::{self, invalid, mark_value, prepare, refuse_denied};
+use crate::supervisor::session::{SessionRequest, prepare_in_session};
+
+/// A request that may be started.
+enum Prepared {
+    Own(request::Prepared),
+    InSession(SessionRequest),
+}
+
+impl Prepared {
+    /// The value of the job's mark.
+    fn mark_value(&self) -> &str {
+        match self {
+            Self::Own(prepared) => prepared.mark_value(),
+            Self::InSession(request) => mark_value(&request.mark),
+        }
+    }
+}
 
 impl Conversation {
     /// Whose jobs this connection sees.
@@ -60,8 +75,10 @@ impl Conversation {
         if spec.detach && spec.stdin {
             return Err(invalid("who leaves a job at once can send it no stdin"));
         }
-        let key = self.view().key(&spec.job);
-        match self.supervisor.jobs.decide(&key, spec) {
+        let (key, digest) = (self.view().key(&spec.job), spec.digest());
+        let supervisor = Rc::clone(&self.supervisor);
+        let jobs = &supervisor.jobs;
+        match jobs.decide(&key, spec, &digest) {
             Decision::Start => {}
             Decision::Same => return self.attach_again(channel, spec, &key).map(|()| None),
             Decision::Conflict => {
@@ -70,25 +87,30 @@ impl Conversation {
             }
             Decision::Unknown => return Err(unknown(spec)),
         }
-        if !self.supervisor.jobs.has_room() {
+        if !jobs.has_room() {
             let message = "too many jobs that have not ended; wait for some, or kill them";
             return Err(refused(RefusalReason::TooMany, message));
         }
         let now_s = now_s();
         let session = prepare_in_session(spec, &self.grant, self.number, now_s)?;
+        let prepared = match session {
+            Some(request) => Prepared::InSession(request),
+            None => Prepared::Own(prepare(spec, &self.grant, &self.supervisor.user, now_s)?),
+        };
+        let info = describe(&key, spec);
+        let (mark, keep_s) = (prepared.mark_value(), spec.keep_s);
+        let asked = Asked { key: &key, digest: &digest, mark, info: &info, keep_s };
+        let number = jobs.begin(&asked)?;
         let route = self.route(channel);
         let id = route.id;
-        let supervisor = Rc::clone(&self.supervisor);
-        let opening = Opening { spec, key: key.clone(), route, supervisor: &supervisor };
-        let started = match session {
-            Some(request) => start_in_session(opening, request)?,
-            None => {
-                let prepared = prepare(spec, &self.grant, &self.supervisor.user, now_s)?;
-                start(opening, &prepared)
-                    .inspect_err(|refused| supervisor.jobs.enter_refused(&key, spec, refused))?
-            }
+        let opening = Opening { spec, key: key.clone(), info, route, supervisor: &supervisor };
+        let started = match prepared {
+            Prepared::InSession(request) => start_in_session(opening, request),
+            Prepared::Own(prepared) => start(opening, &prepared),
         };
-        supervisor.jobs.enter(key, spec, started.commands.clone());
+        let started =
+            started.inspect_err(|refused| jobs.start_failed(&key, digest, number, refused))?;
+        jobs.enter(key, digest, number, started.commands.clone());
         if !spec.detach || started.pid.is_none() {
             self.enter(channel, Attachment::new(id, spec.job.clone(), started.commands));
         }
@@ -134,12 +156,16 @@ impl Conversation {
     }
 
     fn try_attach(&mut self, channel: ChannelId, attach: &Attach) -> Result<(), Refused> {
-        let verb = match attach.mode {
-            AttachMode::Take => Verb::Attach,
-            AttachMode::Watch => Verb::Logs,
-        };
-        let (key, _) =
-            self.find(verb, &JobQuery { job: attach.job.clone(), prefix: attach.prefix })?;
+        let query = JobQuery { job: attach.job.clone(), prefix: attach.prefix };
+        self.wish(channel, &query, Wish::Attach(Box::new(attach.clone())))
+    }
+
+    fn attach_to(
+        &mut self,
+        channel: ChannelId,
+        key: JobKey,
+        attach: &Attach,
+    ) -> Result<(), Refused> {
         let offset = |stream: Stream| attach.streams.get(stream.name()).map(|offset| offset.0);
         let route = self.route(channel);
         let request = AttachRequest {
@@ -155,14 +181,55 @@ impl Conversation {
         Ok(())
     }
 
-    /// A job that this connection sees, and may do that with.
-    fn find(&self, verb: Verb, query: &JobQuery) -> Result<(JobKey, Life), Refused> {
+    /// Does what is wished with a job, once it is known which.
+    fn wish(&mut self, channel: ChannelId, query: &JobQuery, wish: Wish) -> Result<(), Refused> {
         let view = self.view();
-        let found = self.supervisor.jobs.find(&view, &query.job, query.prefix)?;
-        let own_job = found.0.scope == view.scope;
+        if let Some(key) = self.supervisor.jobs.find(&view, &query.job)? {
+            return self.fulfil(channel, key, wish);
+        }
+        if !query.prefix {
+            return Err(no_such_job(&query.job));
+        }
+        let found = self.supervisor.jobs.search(&view, &query.job);
+        let to = self.to_self.clone();
+        tokio::task::spawn_local(async move {
+            let found = found.await;
+            let _ = to.send((channel, FromJob::Found(wish, found.map_err(Box::new))));
+        });
+        Ok(())
+    }
+
+    /// It was found which job is meant, or not.
+    pub(super) fn found(
+        &mut self,
+        channel: ChannelId,
+        wish: Wish,
+        found: Result<JobKey, Box<Refused>>,
+    ) {
+        if self.driver.connection().channel(channel).is_none() {
+            // Its client waits no longer.
+            return;
+        }
+        let done = found.map_err(|refused| *refused);
+        if let Err(refused) = done.and_then(|key| self.fulfil(channel, key, wish)) {
+            self.refuse(channel, &refused);
+        }
+    }
+
+    fn fulfil(&mut self, channel: ChannelId, key: JobKey, wish: Wish) -> Result<(), Refused> {
+        let verb = match &wish {
+            Wish::Attach(attach) if attach.mode == AttachMode::Watch => Verb::Logs,
+            Wish::Attach(_) => Verb::Attach,
+            Wish::Kill(_) | Wish::Remove => Verb::Kill,
+        };
+        let own_job = key.scope == self.view().scope;
         let facts = RequestFacts { own_job, ..RequestFacts::other(now_s()) };
         allowed(&self.grant, verb, facts).map_err(|denied| refuse_denied(&denied))?;
-        Ok(found)
+        match wish {
+            Wish::Attach(attach) => self.attach_to(channel, key, &attach),
+            Wish::Kill(signal) => self.kill(channel, key, signal),
+            Wish::Remove => self.remove(channel, key),
+        }
     }
 
     // QUERY.
@@ -170,8 +237,12 @@ impl Conversation {
     pub(super) fn query(&mut self, channel: ChannelId, query: Query) {
         let answered = match query {
             Query::List(list) => self.list(channel, list),
-            Query::Kill(kill) => self.kill(channel, kill),
-            Query::Remove(remove) => self.remove(channel, &remove),
+            Query::Kill(KillQuery { job, prefix, signal }) => {
+                named_signal(signal).and_then(|signal| {
+                    self.wish(channel, &JobQuery { job, prefix }, Wish::Kill(signal))
+                })
+            }
+            Query::Remove(query) => self.wish(channel, &query, Wish::Remove),
         };
         if let Err(refused) = answered {
             self.refuse(channel, &refused);
@@ -189,28 +260,24 @@ impl Conversation {
             .map_err(|denied| refuse_denied(&denied))?;
         let after = list.after.as_deref().map(str::parse).transpose();
         let after: Option<u64> = after.map_err(|_| invalid("that page was never given"))?;
-        let mut seen = self.supervisor.jobs.seen(&self.view(), after);
-        if let Some(job) = &list.job {
-            let exact = seen.iter().any(|(key, _)| key.job == *job);
-            seen.retain(|(key, _)| {
-                if exact { key.job == *job } else { key.job.as_str().starts_with(job.as_str()) }
-            });
-        }
+        let (view, supervisor) = (self.view(), Rc::clone(&self.supervisor));
         let to = self.to_self.clone();
         tokio::task::spawn_local(async move {
-            let page = Box::new(Answer::Page(page(seen, &list).await));
+            let page = Box::new(Answer::Page(supervisor.jobs.page(&view, &list, after).await));
             let _ = to.send((channel, FromJob::Answer(page)));
         });
         Ok(())
     }
 
-    fn kill(&mut self, channel: ChannelId, kill: KillQuery) -> Result<(), Refused> {
-        let KillQuery { job, prefix, signal } = kill;
-        let signal = signal.map(|name| Signal::parse(&name).ok_or(name)).transpose();
-        let signal =
-            signal.map_err(|name| invalid(&format!("there is no signal {name:?} here")))?;
-        let (key, life) = self.find(Verb::Kill, &JobQuery { job, prefix })?;
-        let Some(commands) = live(&life) else { return Err(has_ended(&key)) };
+    fn kill(
+        &mut self,
+        channel: ChannelId,
+        key: JobKey,
+        signal: Option<Signal>,
+    ) -> Result<(), Refused> {
+        let Some(Life::Live(commands)) = self.supervisor.jobs.life(&key) else {
+            return Err(has_ended(&key));
+        };
         let to = self.to_self.clone();
         let (reply, running) = oneshot::channel();
         let _ = commands.send(ToJob::Kill(signal, reply));
@@ -224,9 +291,8 @@ impl Conversation {
         Ok(())
     }
 
-    fn remove(&mut self, channel: ChannelId, query: &JobQuery) -> Result<(), Refused> {
-        let (key, life) = self.find(Verb::Kill, query)?;
-        let Some(commands) = live(&life) else {
+    fn remove(&mut self, channel: ChannelId, key: JobKey) -> Result<(), Refused> {
+        let Some(Life::Live(commands)) = self.supervisor.jobs.life(&key) else {
             self.supervisor.jobs.remove(&key);
             self.answer(channel, &Answer::Done { job: key.job });
             return Ok(());
@@ -245,42 +311,10 @@ impl Conversation {
     }
 }
 
-fn live(life: &Life) -> Option<&UnboundedSender<ToJob>> {
-    match life {
-        Life::Live(commands) => Some(commands),
-        _ => None,
-    }
-}
-
-/// As many of these jobs as fit on a page.
-async fn page(seen: Vec<(JobKey, Entry)>, list: &ListQuery) -> JobPage {
-    let limit = list.limit.and_then(|limit| usize::try_from(limit).ok());
-    let limit = limit.unwrap_or(LIST_PAGE_MAX).clamp(1, LIST_PAGE_MAX);
-    let (mut page, mut bytes, mut last) = (JobPage::default(), 0, None);
-    for (_, entry) in seen {
-        let info = match &entry.life {
-            Life::Live(commands) => {
-                let (reply, described) = oneshot::channel();
-                let _ = commands.send(ToJob::Describe(reply));
-                match described.await {
-                    Ok(info) => info,
-                    // It has gone in this moment.
-                    Err(_) => continue,
-                }
-            }
-            Life::Ended(remains) => remains.info.clone(),
-            Life::Removed(_) | Life::Refused(_) => continue,
-        };
-        if list.states.as_ref().is_some_and(|states| !states.contains(&info.state)) {
-            continue;
-        }
-        if page.jobs.len() >= limit || page.push(&mut bytes, info).is_err() {
-            page.next = last.map(|number: u64| number.to_string());
-            return page;
-        }
-        last = Some(entry.number);
-    }
-    page
+fn named_signal(name: Option<String>) -> Result<Option<Signal>, Refused> {
+    let Some(name) = name else { return Ok(None) };
+    let none = || invalid(&format!("there is no signal {name:?} here"));
+    Signal::parse(&name).map(Some).ok_or_else(none)
 }
 
 fn has_ended(key: &JobKey) -> Refused {

@@ -39,7 +39,7 @@ use process::{Process, ProcessEnd};
 use route::{Attachment, Stage};
 use start::Ours;
 
-pub(super) use route::{FromJob, Route, Said, ToJob};
+pub(super) use route::{FromJob, Route, Said, ToJob, Wish};
 pub(super) use start::{Opening, start, start_in_session};
 
 /// The task's state. One task owns it and linearizes everything that happens to the job.
@@ -58,6 +58,8 @@ pub(super) struct Job {
     attachments: Vec<Attachment>,
     commands: UnboundedReceiver<ToJob>,
     timer: Pin<Box<tokio::time::Sleep>>,
+    /// Whether its last word was written down.
+    archived: bool,
     /// Whether nobody is to see it any more once it is over.
     removed: bool,
     /// Keeps the supervisor from ending for idleness.
@@ -72,7 +74,7 @@ impl Job {
         process: Process,
         ending: Ending,
     ) -> (Box<Self>, UnboundedSender<ToJob>) {
-        let Opening { spec, key, route, supervisor } = opening;
+        let Opening { spec, key, info, route, supervisor } = opening;
         let Ours { outputs, input } = ours;
         let (sender, commands) = unbounded_channel();
         let mut machine = Machine::new(Settings::of(spec));
@@ -82,7 +84,7 @@ impl Job {
         }
         let started = Instant::now();
         let job = Box::new(Self {
-            info: describe(&key, spec),
+            info,
             key,
             machine,
             process,
@@ -93,6 +95,7 @@ impl Job {
             attachments: vec![Attachment { route, stage: Stage::Opening }],
             commands,
             timer: Box::pin(tokio::time::sleep_until(started)),
+            archived: false,
             removed: false,
             stay: Stay::new(supervisor, Why::Running),
         });
@@ -119,6 +122,7 @@ impl Job {
             attachments: Vec::new(),
             commands,
             timer: Box::pin(tokio::time::sleep_until(now)),
+            archived: true,
             removed: false,
             stay: Stay::new(supervisor, Why::Kept),
         });
@@ -126,11 +130,14 @@ impl Job {
     }
 
     /// Its process was started.
-    fn begin(&mut self, started: Instant, started_at_us: u64, pid: Option<u32>) {
+    fn begin(&mut self, started: Instant, started_at_us: u64, pid: u32) {
         self.started = started;
         self.info.started_at_us = Some(started_at_us);
-        self.info.pid = pid;
+        self.info.pid = Some(pid);
         self.machine.started(afar_proto::Instant::ZERO);
+        let start_ticks = self.process.started_ticks();
+        let jobs = &self.stay.supervisor().jobs;
+        jobs.started(&self.key, pid, start_ticks, started_at_us);
         // Whoever asked is answered by its conversation, at once.
         self.attachments.retain_mut(|attachment| {
             attachment.stage = Stage::Attached;
@@ -166,6 +173,7 @@ impl Job {
             progress |= self.poll_process(context);
             let now = Instant::now();
             self.machine.handle_timeout(self.clock(now));
+            self.archive();
             progress |= self.ending.poll(context, now, self.machine.exit().is_some());
             progress |= self.act();
             self.settle();
@@ -388,7 +396,7 @@ impl Job {
         self.process = Process::in_session(root, turn.ended);
         let waited = std::mem::take(&mut self.attachments);
         let started_at_us = unix_time_us();
-        self.begin(Instant::now(), started_at_us, Some(pid));
+        self.begin(Instant::now(), started_at_us, pid);
         for Attachment { route, stage } in waited {
             match stage {
                 Stage::Opening => {
@@ -484,6 +492,16 @@ impl Job {
         }
     }
 
+    /// Writes its last word down before anybody is told it (`J-1.4`).
+    fn archive(&mut self) {
+        if !self.archived
+            && let Some(seal) = self.machine.seal()
+        {
+            self.archived = true;
+            self.stay.supervisor().jobs.sealed(&self.key, seal, &self.described());
+        }
+    }
+
     /// Waits for the next moment at which something is due.
     fn poll_timer(&mut self, context: &mut Context<'_>, now: Instant) -> Poll<()> {
         let clock = self.machine.poll_timeout(self.clock(now));
@@ -519,7 +537,7 @@ impl Job {
 }
 
 /// What a list says of a job that has not begun.
-fn describe(key: &JobKey, spec: &OpenSpec) -> Box<JobInfo> {
+pub(super) fn describe(key: &JobKey, spec: &OpenSpec) -> Box<JobInfo> {
     let command = original_command(&spec.command);
     let mut info = JobInfo::new(key.job.clone(), JobState::Waiting, &command);
     info.session = spec.session.as_ref().map(|session| session.name.to_string());

@@ -116,6 +116,14 @@ impl Process {
         }
     }
 
+    /// A moment just before its start, in clock ticks since boot; 0 if it has no process of its own.
+    pub(super) fn started_ticks(&self) -> u64 {
+        match self {
+            Self::Own { child, .. } => child.tree_root().started_ticks(),
+            _ => 0,
+        }
+    }
+
     /// How often to look, where the end of the process tells nobody.
     pub(super) fn look_interval(&self) -> Option<Duration> {
         match self {

@@ -1,8 +1,10 @@
 //! Between a job and those who are attached to it: who they are, and what the two say.
 
-use afar_core::job::{Allowance, AttachRequest, AttachedAt, AttachmentId, Cause, Leave, Told};
+use afar_core::job::{
+    Allowance, AttachRequest, AttachedAt, AttachmentId, Cause, JobKey, Leave, Told,
+};
 use afar_proto::connection::{ChannelId, Stream};
-use afar_proto::message::{Answer, Attached, JobInfo, Opened, Refused};
+use afar_proto::message::{Answer, Attach, Attached, JobInfo, Opened, Refused};
 use afar_sys::signals::Signal;
 use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
@@ -55,10 +57,20 @@ pub(in crate::supervisor) enum FromJob {
     Refused(Box<Refused>),
     /// The answer to a query.
     Answer(Box<Answer>),
+    /// It was found out which job is meant, or why none is.
+    Found(Wish, Result<JobKey, Box<Refused>>),
     /// Something of the job.
     Told(Told),
     /// Nothing is left to be cleaned up that this attachment has begun.
     Gone,
+}
+
+/// What is to be done with a job that has still to be found.
+#[derive(Debug)]
+pub(in crate::supervisor) enum Wish {
+    Attach(Box<Attach>),
+    Kill(Option<Signal>),
+    Remove,
 }
 
 /// Where an attachment is told things.

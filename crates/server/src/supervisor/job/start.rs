@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use afar_core::job::JobKey;
 use afar_proto::connection::Stream;
-use afar_proto::message::{OpenSpec, Refused};
+use afar_proto::message::{JobInfo, OpenSpec, Refused};
 use afar_proto::outcome::{Phase, RefusalReason, Started as WasStarted};
 use afar_sys::child::Session;
 use afar_sys::pipe::{ChildPipe, pipe_from_child, pipe_to_child};
@@ -36,6 +36,8 @@ pub(in crate::supervisor) struct Opening<'a> {
     pub(in crate::supervisor) spec: &'a OpenSpec,
     /// Which job that is.
     pub(in crate::supervisor) key: JobKey,
+    /// What a list says of it.
+    pub(in crate::supervisor) info: Box<JobInfo>,
     /// Who asks.
     pub(in crate::supervisor) route: Route,
     /// Where it will run.
@@ -99,7 +101,7 @@ pub(in crate::supervisor) fn start(
     let unwatched = watch.why_not();
     let job_id = spec.job.clone();
     let (mut job, commands) = Job::new(opening, ours, Process::Own { child, watch, group }, ending);
-    job.begin(started, started_at_us, Some(pid));
+    job.begin(started, started_at_us, pid);
     if let Some(error) = unwatched {
         log.error(&format!("job {job_id}: it can't be watched: {error}"));
         job.give_up();

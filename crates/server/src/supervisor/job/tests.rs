@@ -52,9 +52,15 @@ impl Owned {
         let prepared = prepare(spec, &grant, &supervisor.user, 0).unwrap();
         let (to, told) = unbounded_channel();
         let key = JobKey { scope: String::new(), job: spec.job.clone() };
-        let opening = Opening { spec, key: key.clone(), route: route(OWNER, to), supervisor };
+        let opening = Opening {
+            spec,
+            key: key.clone(),
+            info: describe(&key, spec),
+            route: route(OWNER, to),
+            supervisor,
+        };
         let started = start(opening, &prepared).unwrap();
-        supervisor.jobs.enter(key, spec, started.commands.clone());
+        supervisor.jobs.enter(key, spec.digest(), 1, started.commands.clone());
         Self { job: Some(started.job), commands: started.commands, told }
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::log::Log;
 use crate::supervisor::Supervisor;
-use crate::supervisor::job::{FromJob, Opening, Route, Said, ToJob, start_in_session};
+use crate::supervisor::job::{FromJob, Opening, Route, Said, ToJob, describe, start_in_session};
 use crate::supervisor::session::{SessionLimits, Sessions, prepare_in_session};
 
 /// The shells whose drivers are tested.
@@ -101,9 +101,10 @@ impl Rig {
         let (events, told) = unbounded_channel();
         let key = JobKey { scope: String::new(), job: spec.job.clone() };
         let route = Route { id: OWNER, channel, to: events };
-        let opening = Opening { spec, key: key.clone(), route, supervisor: &self.supervisor };
+        let info = describe(&key, spec);
+        let opening = Opening { spec, key: key.clone(), info, route, supervisor: &self.supervisor };
         let started = start_in_session(opening, request)?;
-        self.supervisor.jobs.enter(key, spec, started.commands.clone());
+        self.supervisor.jobs.enter(key, spec.digest(), self.jobs.get(), started.commands.clone());
         let running = Running { commands: started.commands, events: told, taken: [0; 2] };
         for stream in Stream::OUTPUTS {
             running.say(Said::Allow(stream, Allowance::UNBOUNDED));

@@ -122,15 +122,20 @@ fn fault_35_a_read_only_mark_saves_no_process_from_its_commands_end() {
         spec.kill_after_ms = Some(50);
         spec.timeout_ms = Some(200);
         let mut running = rig.start(&spec).unwrap();
+        // A shell may say other things before it.
+        let mut said = String::new();
         let pid = loop {
             match running.next().await.unwrap() {
-                FromJob::Told(Told::Data { bytes, .. })
-                    if bytes.first().is_some_and(u8::is_ascii_digit) =>
-                {
-                    break pid_in(std::str::from_utf8(&bytes).unwrap());
+                FromJob::Told(Told::Data { bytes, .. }) => {
+                    said += std::str::from_utf8(&bytes).unwrap();
                 }
                 FromJob::Told(Told::Seal(seal)) => panic!("{what}: {seal:?}"),
                 _ => {}
+            }
+            let is_number = |line: &&str| line.starts_with(|c: char| c.is_ascii_digit());
+            let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            if let Some(line) = whole.lines().find(is_number) {
+                break pid_in(line);
             }
         };
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
