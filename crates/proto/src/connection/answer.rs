@@ -106,8 +106,10 @@ impl Connection {
                 recv.sealer = None;
             }
             let credit = recv.granted.saturating_sub(recv.offset);
+            let unconsumed = recv.unconsumed();
             recv.offset = from.offset;
-            recv.consumed = from.offset;
+            recv.consumed = from.offset.saturating_sub(unconsumed);
+            recv.acked = from.offset;
             recv.granted = from.offset.saturating_add(credit);
         }
         state.stage = Stage::Running;

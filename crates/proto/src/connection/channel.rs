@@ -44,6 +44,8 @@ pub(super) struct RecvStream {
     pub(super) granted: u64,
     /// Offset up to which the application has consumed; `consumed <= offset`.
     pub(super) consumed: u64,
+    /// Offset before which nothing is acknowledged any more: the server knows it to have come.
+    pub(super) acked: u64,
     pub(super) ended: bool,
     pub(super) stopped: bool,
     /// `Some` iff every byte since offset 0 was seen.
@@ -63,17 +65,28 @@ impl SendStream {
 
 impl RecvStream {
     pub(super) fn new(resume: ResumeStream) -> Self {
-        let ResumeStream { offset, sealer } = resume;
+        let ResumeStream { offset, unconsumed, sealer } = resume;
         Self {
             offset,
             granted: offset,
-            consumed: offset,
+            consumed: offset.saturating_sub(unconsumed),
+            acked: offset,
             ended: false,
             stopped: false,
             sealer,
             gaps: VecDeque::new(),
             behind_gap: false,
         }
+    }
+
+    /// Bytes that have come and were not consumed.
+    pub(super) fn unconsumed(&self) -> u64 {
+        self.offset.saturating_sub(self.consumed).saturating_sub(self.missing())
+    }
+
+    pub(super) fn into_resumption(self) -> ResumeStream {
+        let unconsumed = self.unconsumed();
+        ResumeStream { offset: self.offset, unconsumed, sealer: self.sealer }
     }
 
     /// The stream goes on at `to`, and its credit with it.
@@ -111,8 +124,12 @@ impl RecvStream {
 
     /// Credit to grant so that a whole window is open again.
     pub(super) fn credit_due(&self, window: u64) -> u64 {
-        let missing: u64 = self.gaps.iter().map(|gap| gap.end.saturating_sub(gap.start)).sum();
-        self.consumed.saturating_add(missing).saturating_add(window).saturating_sub(self.granted)
+        let open = self.consumed.saturating_add(self.missing()).saturating_add(window);
+        open.saturating_sub(self.granted)
+    }
+
+    fn missing(&self) -> u64 {
+        self.gaps.iter().map(|gap| gap.end.saturating_sub(gap.start)).sum()
     }
 }
 
@@ -363,7 +380,12 @@ impl Channel<'_> {
         if increment > 0 && increment >= window / 4 {
             recv.granted = recv.granted.saturating_add(increment);
             let consumed = recv.consumed;
-            self.connection.outbox.push_ack(id, stream, consumed);
+            // What came on an earlier connection was acknowledged by the offset of the ATTACH.
+            let news = consumed > recv.acked;
+            if news {
+                recv.acked = consumed;
+                self.connection.outbox.push_ack(id, stream, consumed);
+            }
             // The window is a u32, and the increment never exceeds it.
             let increment = u32::try_from(increment).unwrap_or(u32::MAX);
             self.connection.outbox.push_window(id, stream, increment);
@@ -458,10 +480,9 @@ impl Channel<'_> {
             *send = SendStream { limit, waiting: send.waiting, ..SendStream::at(from.offset) };
         }
         if let Some(offset) = attached.stdin {
-            let resume = ResumeStream { offset, sealer: None };
-            let consumed = taken.min(offset);
-            let recv = RecvStream { consumed, ..RecvStream::new(resume) };
-            state.recv.insert(Stream::Stdin, recv);
+            let unconsumed = offset.saturating_sub(taken);
+            let resume = ResumeStream { offset, unconsumed, sealer: None };
+            state.recv.insert(Stream::Stdin, RecvStream::new(resume));
         }
         let wants_stdin = attached.stdin.is_some();
         self.push_json(Kind::Attached, json::to_vec(attached));

@@ -159,8 +159,20 @@ pub enum OpenError {
 pub struct ResumeStream {
     /// The next offset that is wanted.
     pub offset: u64,
+    /// Bytes before that offset, delivered on an earlier connection, that the application has not
+    /// [consumed](Channel::consume) yet: so much less credit is granted, and they may be consumed on
+    /// this one.
+    pub unconsumed: u64,
     /// The seal of everything before that offset, if it was all seen; then the whole is verified.
     pub sealer: Option<Sealer>,
+}
+
+impl ResumeStream {
+    /// A stream of which nothing has come on an earlier connection, from this offset on.
+    #[must_use]
+    pub fn at(offset: u64) -> Self {
+        Self { offset, unconsumed: 0, sealer: (offset == 0).then(Sealer::new) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,6 +215,8 @@ pub struct Connection {
     /// Client: when the frames that nobody waits for leave by themselves.
     lazy_due: Option<Instant>,
     close_reported: bool,
+    /// Client: what had come on each channel when the connection ended.
+    received: BTreeMap<u32, BTreeMap<Stream, RecvStream>>,
 }
 
 impl Connection {
@@ -237,6 +251,7 @@ impl Connection {
             hello_deadline: now.after(JOB_HELLO_DEADLINE),
             lazy_due: None,
             close_reported: false,
+            received: BTreeMap::new(),
             config,
         }
     }
@@ -318,7 +333,7 @@ impl Connection {
             self.outbox.push_opening(&Frame { kind: Kind::Open, flags, channel: id, payload });
             at = end;
         }
-        let fresh = ResumeStream { offset: 0, sealer: Some(Sealer::new()) };
+        let fresh = ResumeStream::at(0);
         let asked = Asked::Open { detach: spec.detach };
         let mut state = ChannelState::new(asked, self.config.window_bytes);
         state.job = Some((spec.job.clone(), false));
@@ -433,6 +448,13 @@ impl Connection {
         [Some(silence), hello, self.lazy_due].into_iter().flatten().min()
     }
 
+    /// Client: what had come on a channel when the connection ended, for [`Connection::attach`] on
+    /// another one. Each channel's is given once; `None` for one that was closed before.
+    pub fn resumption(&mut self, id: ChannelId) -> Option<BTreeMap<Stream, ResumeStream>> {
+        let received = self.received.remove(&id.0)?;
+        Some(received.into_iter().map(|(stream, recv)| (stream, recv.into_resumption())).collect())
+    }
+
     /// Whether the connection has ended; what is queued can still be transmitted.
     #[must_use]
     pub fn is_closed(&self) -> bool {
@@ -475,14 +497,14 @@ impl Connection {
 
     fn grant_initial(&mut self, id: u32, stream: Stream) {
         let window = u64::from(self.config.window_bytes);
-        let Some(recv) = self.channels.get_mut(&id).and_then(|c| c.recv.get_mut(&stream)) else {
-            return;
-        };
-        recv.granted = recv.offset.max(recv.consumed.saturating_add(window));
-        let increment = recv.granted.saturating_sub(recv.offset);
-        // No more than a window, which is a u32.
-        if let Some(increment) = u32::try_from(increment).ok().filter(|increment| *increment > 0) {
-            self.outbox.push_window(id, stream, increment);
+        if let Some(recv) = self.channels.get_mut(&id).and_then(|c| c.recv.get_mut(&stream)) {
+            let increment = recv.credit_due(window);
+            recv.granted = recv.granted.saturating_add(increment);
+            // The window is a u32; none at all would break a rule (`W-6.5`).
+            let increment = u32::try_from(increment).unwrap_or(u32::MAX);
+            if increment > 0 {
+                self.outbox.push_window(id, stream, increment);
+            }
         }
     }
 
@@ -515,7 +537,10 @@ impl Connection {
             let streams = self.channels.values_mut().flat_map(|channel| channel.send.values_mut());
             streams.for_each(|send| send.waiting = false);
         } else {
-            self.channels.clear();
+            let channels = std::mem::take(&mut self.channels).into_iter();
+            if self.role == Role::Client {
+                self.received = channels.map(|(id, channel)| (id, channel.recv)).collect();
+            }
         }
         if matches!(error, ConnectionError::Cut | ConnectionError::PeerClosed(_)) {
             self.outbox.discard();

@@ -180,7 +180,7 @@ impl Connection {
             && spec.stdin
         {
             // No seal speaks of stdin, so nothing of it is hashed.
-            let resume = ResumeStream { offset: 0, sealer: None };
+            let resume = ResumeStream { sealer: None, ..ResumeStream::at(0) };
             state.recv.insert(Stream::Stdin, RecvStream::new(resume));
             state.wants_stdin = true;
         }

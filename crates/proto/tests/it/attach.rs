@@ -6,7 +6,7 @@ use afar_proto::connection::{ResumeStream, Stream, Verdict};
 use afar_proto::frame::Kind;
 use afar_proto::outcome::RefusalReason;
 use afar_proto::seal::Sealer;
-use afar_proto::{ChannelId, Event, Misbehaviour, json};
+use afar_proto::{ChannelId, Config, Event, Misbehaviour, json};
 use bytes::Bytes;
 
 use crate::rig::lone::{Lone, data, frame};
@@ -15,10 +15,9 @@ use crate::rig::samples;
 
 fn wanted(stdout: (u64, Option<Sealer>), stderr: u64) -> BTreeMap<Stream, ResumeStream> {
     let (offset, sealer) = stdout;
-    let whole = (stderr == 0).then(Sealer::new);
     [
-        (Stream::Stdout, ResumeStream { offset, sealer }),
-        (Stream::Stderr, ResumeStream { offset: stderr, sealer: whole }),
+        (Stream::Stdout, ResumeStream { offset, unconsumed: 0, sealer }),
+        (Stream::Stderr, ResumeStream::at(stderr)),
     ]
     .into()
 }
@@ -192,4 +191,76 @@ fn fault_86_absurd_offsets_are_borne() {
     lone.input(&data(1, 1, most, b"x"));
     let events = lone.events();
     assert!(matches!(events[..], [Event::Attached { .. }, Event::Data { .. }]), "{events:?}");
+}
+
+/// W-6.6, W-6.7: what came on a connection that was cut goes on on the next one: its offset, its
+/// hash, and what the application has still to consume of it.
+#[test]
+fn fault_65_what_came_on_a_lost_connection_is_where_the_next_one_goes_on() {
+    let small = || Config { window_bytes: 8, ..Config::default() };
+    let mut pair = Pair::with(small(), Config::default());
+    let channel = pair.open(&samples::spec("job"));
+    let mut server = pair.server.channel(channel).unwrap();
+    server.accept(&samples::opened("job"));
+    server.write(Stream::Stdout, 0, Bytes::from_static(b"hello ")).unwrap();
+    pair.drive();
+    assert!(pair.client.resumption(channel).is_none(), "the connection has not ended");
+    pair.client.channel(channel).unwrap().consume(Stream::Stdout, 1);
+    pair.client.handle_eof(pair.now);
+    let streams = pair.client.resumption(channel).unwrap();
+    assert!(pair.client.resumption(channel).is_none(), "it is given once");
+    let stdout = &streams[&Stream::Stdout];
+    assert_eq!((stdout.offset, stdout.unconsumed), (6, 5));
+    assert_eq!(streams[&Stream::Stderr].offset, 0);
+
+    let mut pair = Pair::with(small(), Config::default());
+    let channel = pair.client.attach(&samples::attach("job", 6, 0), streams).unwrap();
+    pair.drive();
+    let mut server = pair.server.channel(channel).unwrap();
+    server.accept_attach(&samples::attached(6, 0, None));
+    // What nobody has consumed still takes its room.
+    assert_eq!(server.writable(Stream::Stdout), 3);
+    assert_eq!(server.writable(Stream::Stderr), 8);
+    pair.drive();
+    // It makes room when it is consumed, and is not acknowledged again.
+    pair.client.channel(channel).unwrap().consume(Stream::Stdout, 5);
+    pair.drive();
+    let acks = |events: Vec<Event>| {
+        let acked = |event| match event {
+            Event::Acked { offset, .. } => Some(offset),
+            Event::Failed { message, .. } => panic!("{message}"),
+            _ => None,
+        };
+        events.into_iter().filter_map(acked).collect::<Vec<u64>>()
+    };
+    assert_eq!(acks(pair.server_events()), [] as [u64; 0]);
+    let mut server = pair.server.channel(channel).unwrap();
+    assert_eq!(server.writable(Stream::Stdout), 8);
+    server.write(Stream::Stdout, 0, Bytes::from_static(b"world")).unwrap();
+    pair.drive();
+    pair.client.channel(channel).unwrap().consume(Stream::Stdout, 5);
+    pair.drive();
+    assert_eq!(acks(pair.server_events()), [11]);
+    let mut server = pair.server.channel(channel).unwrap();
+    server.exit(&samples::exited(0));
+    server.seal(&samples::seal(&samples::sealer_of(b"hello world"), &Sealer::new()));
+    pair.drive();
+    let events = pair.client_events();
+    let Some(Event::Seal { verdict, .. }) = events.last() else { panic!("{events:?}") };
+    assert_eq!(*verdict, Verdict::Whole);
+}
+
+/// W-6.5: a window that is full of what was not consumed is no credit, and not even none is granted.
+#[test]
+fn a_full_window_grants_nothing_on_the_next_connection() {
+    let mut pair = Pair::with(Config { window_bytes: 8, ..Config::default() }, Config::default());
+    let full = ResumeStream { unconsumed: 8, ..ResumeStream::at(9) };
+    let streams = [(Stream::Stdout, full), (Stream::Stderr, ResumeStream::at(0))].into();
+    let channel = pair.client.attach(&samples::attach("job", 9, 0), streams).unwrap();
+    pair.drive();
+    let mut server = pair.server.channel(channel).unwrap();
+    server.accept_attach(&samples::attached(9, 0, None));
+    assert_eq!(server.writable(Stream::Stdout), 0);
+    pair.drive();
+    assert!(!pair.client.is_closed() && !pair.server.is_closed());
 }

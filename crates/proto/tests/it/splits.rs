@@ -86,7 +86,7 @@ fn answer_all(server: &mut Connection, ids: [ChannelId; 9]) {
 fn open_all(client: &mut Connection) -> [ChannelId; 9] {
     let one = client.open(&samples::spec_with_stdin("one")).unwrap();
     let two = client.open(&samples::spec("two")).unwrap();
-    let resume = |offset| ResumeStream { offset, sealer: None };
+    let resume = |offset| ResumeStream { sealer: None, ..ResumeStream::at(offset) };
     let streams: BTreeMap<_, _> = [(Stream::Stdout, resume(5)), (Stream::Stderr, resume(7))].into();
     let three = client.attach(&samples::attach("three", 5, 7), streams).unwrap();
     let four = client.open(&samples::spec("four")).unwrap();

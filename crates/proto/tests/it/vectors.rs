@@ -315,8 +315,8 @@ fn the_example_of_a_resume() {
     pair.up.record.clear();
     let sealer = Some(samples::sealer_of(b"hello world\n"));
     let streams = [
-        (Stream::Stdout, ResumeStream { offset: 12, sealer }),
-        (Stream::Stderr, ResumeStream { offset: 0, sealer: Some(samples::sealer_of(b"")) }),
+        (Stream::Stdout, ResumeStream { offset: 12, unconsumed: 0, sealer }),
+        (Stream::Stderr, ResumeStream::at(0)),
     ];
     pair.client.attach(&samples::attach("job-1", 12, 0), streams.into()).unwrap();
     pair.drive();

@@ -287,7 +287,7 @@ impl Standing {
             }
             (Self::Attaching | Self::Looking, Role::Client) => {
                 let mut lone = Lone::new(role);
-                let fresh = ResumeStream { offset: 0, sealer: Some(Sealer::new()) };
+                let fresh = ResumeStream::at(0);
                 let streams = Stream::OUTPUTS.map(|stream| (stream, fresh.clone()));
                 let follow = self == Self::Attaching;
                 let attach = Attach { follow, ..samples::attach("job", 0, 0) };

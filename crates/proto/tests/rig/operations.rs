@@ -224,7 +224,7 @@ impl World {
         let streams = Stream::OUTPUTS.map(|stream| {
             let at = index(stream);
             let sealer = (!job.gap[at]).then(|| job.seen[at].clone());
-            (stream, ResumeStream { offset: job.received[at], sealer })
+            (stream, ResumeStream { offset: job.received[at], unconsumed: 0, sealer })
         });
         if let Ok(id) = self.pair.client.attach(&attach, streams.into()) {
             let mut view = View::new(number);
