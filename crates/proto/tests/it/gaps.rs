@@ -194,7 +194,7 @@ fn a_look_ends_with_an_answer_behind_the_output() {
     use afar_proto::message::{Answer, Attach, JobInfo, JobPage, JobState};
     let mut pair = Pair::new();
     let attach = Attach { follow: false, ..samples::attach("job", 0, 0) };
-    let fresh = ResumeStream { offset: 0, sealer: Some(Sealer::new()) };
+    let fresh = ResumeStream::at(0);
     let streams: BTreeMap<_, _> = Stream::OUTPUTS.map(|stream| (stream, fresh.clone())).into();
     let channel = pair.client.attach(&attach, streams).unwrap();
     pair.drive();

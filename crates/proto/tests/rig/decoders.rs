@@ -217,8 +217,7 @@ fn connection(role: Role, control: u8) -> Connection {
     if role == Role::Client {
         connection.open(&samples::spec("job-1")).expect("a channel is free");
         connection.open(&samples::spec_with_stdin("job-1")).expect("a channel is free");
-        let streams =
-            Stream::OUTPUTS.map(|stream| (stream, ResumeStream::at(5)));
+        let streams = Stream::OUTPUTS.map(|stream| (stream, ResumeStream::at(5)));
         let attach = samples::attach("job-1", 5, 5);
         connection.attach(&attach, streams.into()).expect("a channel is free");
         let look = Attach { follow: false, prefix: true, ..samples::attach("jo", 0, 0) };
