@@ -1,6 +1,8 @@
 //! The syntax of the command line: the one definition that help, man pages and completions come
 //! from.
 
+mod jobs;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +15,10 @@ use afar_server::launch::SOCKET_DIR;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::console::Verbosity;
+pub(crate) use jobs::{
+    AttachArgs, KillArgs, LastingArgs, LogsArgs, OnDisconnectWord, PsArgs, Range, RmArgs, Since,
+    WaitArgs,
+};
 
 /// Runs commands on other machines and gives back exactly what a terminal there would have shown.
 #[derive(Debug, Parser)]
@@ -28,6 +34,12 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Run(Box<RunArgs>),
     Repl(ReplArgs),
+    Ps(PsArgs),
+    Logs(Box<LogsArgs>),
+    Attach(AttachArgs),
+    Wait(WaitArgs),
+    Kill(KillArgs),
+    Rm(RmArgs),
     Demo(DemoArgs),
     Serve(ServeArgs),
     Classic(ClassicArgs),
@@ -55,6 +67,8 @@ Examples:
   afar run --session s web -c 'make && ls'  is in /srv
   afar run local id                         this machine, through its supervisor
   afar run ssh://web make                   through ssh: nothing has to listen there
+  afar run -d web -- ./backup               leave it alone at once; prints TARGET/JOB
+  afar run --id nightly-0412 web ./report   however often this is asked for: started once
 
 Target: [USER@]HOST[:PORT], afar://…, an IPv6 address in brackets, a Host alias of ~/.ssh/config,
 local, or ssh://…, which is reached by ssh and its own rules. The port is 2327 unless it is given.
@@ -64,13 +78,21 @@ program is not executable and 127 when it is not found; 130 when it was cancelle
 out of memory; 255 when afar itself failed, or the end is not known, with a line that says so.
 
 Signals: HUP, INT, QUIT, TERM, USR1 and USR2 are passed on to the command. Three INT within a second
-(Ctrl-C, three times), or a second TERM or HUP, leave and cancel it.";
+(Ctrl-C, three times), or a second TERM or HUP, leave and cancel it; with --on-disconnect keep they
+leave it alone, and print TARGET/JOB on stderr.
+
+A lost connection is made again, without asking anybody anything, and the command goes on in both
+directions as if nothing had been; --reconnect-for bounds that. A command whose client is gone for good
+runs on: `afar ps` finds it, `afar attach` goes on with it, `afar kill` ends it.";
 
 const JSON_EVENTS: &str = "\
 Events of --json, one object a line on stdout:
   {\"event\":\"started\",\"job\":…,\"pid\":…,\"started_at\":…}
   {\"event\":\"output\",\"stream\":\"stdout\"|\"stderr\",\"offset\":…,\"time_s\":…,\"data\":…}
+  {\"event\":\"attached\",\"job\":…,\"pid\":…,\"started_at\":…}   it was there already
+  {\"event\":\"gap\",\"stream\":…,\"from\":…,\"to\":…}           bytes that are not there any more
   {\"event\":\"end\",\"stream\":…}             a stream has ended
+  {\"event\":\"disconnected\",\"cause\":…}, {\"event\":\"reconnected\"}
   {\"event\":\"exit\",\"end\":{…},\"wall_s\":…,\"user_s\":…,\"sys_s\":…,\"max_rss_bytes\":…}
   {\"event\":\"finished\",…}                 the outcome, always the last line
 data is a string, or {\"base64\":…} where the bytes are not UTF-8.
@@ -81,8 +103,10 @@ The outcome, as --result FILE and the last event hold it:
   end {kind: exited{code}|signaled{signal,name,core}|timeout|cancelled|oom|lost|unknown|
   not_started{reason}},
   started_at, wall_s, user_s, sys_s, max_rss_bytes,
-  streams {stdout|stderr: {bytes, blake3, complete}}, streams_left_open, reconnects, error,
-  session_restarted (true where a session's shell has ended, else missing)
+  streams {stdout|stderr: {bytes, blake3, complete, gaps}}, streams_left_open, reconnects, error,
+  verified (whole, or suffix where a part was gone before we came),
+  and where there is something to say: session_restarted, detail (output_quota), read_bytes,
+  written_bytes
 What can't be known is null.";
 
 /// Run a command on another machine
@@ -130,9 +154,13 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(crate) kill_after: Option<Duration>,
 
-    /// The job's id, in place of a random one; refused while a job of that id is running
+    /// The job's id, in place of a random one: asked for again, the same command is not started again,
+    /// but gone on with, and another command is refused
     #[arg(long, value_name = "ID", value_parser = parse_id)]
     pub(crate) id: Option<JobId>,
+
+    #[command(flatten)]
+    pub(crate) lasting: LastingArgs,
 
     /// Print events as JSON Lines in place of the output
     #[arg(long)]
@@ -522,6 +550,10 @@ pub(crate) struct ConnectArgs {
     /// Time for reaching the host and logging in; what a person is asked does not count [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(crate) connect_timeout: Option<Duration>,
+
+    /// For how long a lost connection is made again; 0 for not at all [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = jobs::parse_reconnect_for)]
+    pub(crate) reconnect_for: Option<Duration>,
 
     /// The ssh program that reaches ssh://HOST [variable: AFAR_SSH] [default: ssh]
     #[arg(long, value_name = "PROG")]

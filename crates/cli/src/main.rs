@@ -37,6 +37,12 @@ fn dispatch(argv: Vec<OsString>) -> Exit {
     match cli.command {
         Command::Run(args) => commands::run::cmd_run(*args),
         Command::Repl(args) => commands::repl::cmd_repl(args),
+        Command::Ps(args) => commands::ps::cmd_ps(&args),
+        Command::Logs(args) => commands::logs::cmd_logs(*args),
+        Command::Attach(args) => commands::attach::cmd_attach(args),
+        Command::Wait(args) => commands::wait::cmd_wait(args),
+        Command::Kill(args) => commands::kill::cmd_kill(&args),
+        Command::Rm(args) => commands::rm::cmd_rm(&args),
         Command::Demo(args) => commands::demo::cmd_demo(args),
         Command::Serve(args) => commands::serve::cmd_serve(args),
         Command::Classic(args) => commands::classic::cmd_classic(args),

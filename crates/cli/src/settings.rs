@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use afar_client::{Client, ClientBuilder, Error, Place, SshConfig, Target};
+use afar_client::{Client, ClientBuilder, Error, Place, RECONNECT_FOR, SshConfig, Target};
 use afar_core::account::{AccountRules, PermitRoot, parse_groups, parse_users};
 use afar_core::authorized_keys::SourceList;
 use afar_core::config::{Placed, ServeSettings};
@@ -62,8 +62,12 @@ pub(crate) struct ConnectSettings {
     pub(crate) remote_afar: Settled<String>,
     /// Of the configuration; those of the command line go before them.
     pub(crate) env: Vec<(String, String, Source)>,
+    reconnect_for: Duration,
     verbosity: crate::console::Verbosity,
 }
+
+/// For how long an ephemeral key is asked for: a server gives no more than a day.
+const DELEGATION_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The option, or else what the configuration says.
 fn pick<T, U>(
@@ -140,15 +144,17 @@ impl ConnectSettings {
                 .into_iter()
                 .map(|(name, found)| (name, found.value, Source::Config(found.place)))
                 .collect(),
+            reconnect_for: args.reconnect_for.unwrap_or(RECONNECT_FOR),
             verbosity: args.verbosity.level(),
         })
     }
 
-    /// A client that behaves so. Commands on the command line connect once, so it asks for no
-    /// ephemeral key.
+    /// A client that behaves so. It asks for an ephemeral key only where a lost connection could not be
+    /// made again without a person: a login that needs none costs nothing more.
     pub(crate) fn client(&self) -> ClientBuilder {
         let mut builder = Client::builder()
-            .delegate_for(None)
+            .delegate_where_needed(DELEGATION_FOR)
+            .reconnect_for(self.reconnect_for)
             .prompt(TerminalPrompt::new(self.verbosity))
             .account(crate::commands::account);
         for path in self.identities.iter().flat_map(|(paths, _)| paths) {

@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 
 use afar_core::target::Target;
 use afar_net::signer::DelegatedKey;
+use afar_proto::message::JobId;
 
 use crate::command::Command;
 use crate::connect;
 use crate::error::Error;
 use crate::host_keys::{HostKeyQuestion, KnownFingerprint};
 use crate::identities::OfferedKey;
-use crate::job::Job;
+use crate::job::{Job, JobEvent};
+use crate::limits::RECONNECT_FOR;
 use crate::prompt::{NoPrompt, Prompt};
 use crate::route::{ResolvedHost, Route};
 use crate::session::Session;
@@ -69,6 +71,15 @@ struct Delegated {
     expires: Instant,
 }
 
+/// When an ephemeral key is asked for at a login, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delegation {
+    Never,
+    /// Where another login by the same key could take a person.
+    WhereNeeded(Duration),
+    Always(Duration),
+}
+
 /// What a client was told; see [`ClientBuilder`].
 #[derive(Clone)]
 pub(crate) struct Options {
@@ -82,7 +93,10 @@ pub(crate) struct Options {
     pub(crate) connect_timeout: Duration,
     pub(crate) ssh: OsString,
     pub(crate) remote_afar: String,
-    pub(crate) delegate_for: Option<Duration>,
+    pub(crate) delegation: Delegation,
+    pub(crate) reconnect_for: Duration,
+    /// Whether nobody is there to be asked anything, not even by ssh.
+    pub(crate) unattended: bool,
     pub(crate) prompt: Arc<dyn Prompt>,
     pub(crate) launcher: Option<Arc<Launcher>>,
     pub(crate) account: Arc<AccountLookup>,
@@ -124,7 +138,9 @@ impl Client {
                 connect_timeout: CONNECT_TIMEOUT,
                 ssh: "ssh".into(),
                 remote_afar: "afar".to_owned(),
-                delegate_for: Some(DELEGATION),
+                delegation: Delegation::Always(DELEGATION),
+                reconnect_for: RECONNECT_FOR,
+                unattended: false,
                 prompt: Arc::new(NoPrompt),
                 launcher: None,
                 account: Arc::new(account_of_environment),
@@ -167,6 +183,28 @@ impl Client {
         }
     }
 
+    /// As [`Client::run`], for a command that is to go on alone: leaves it as soon as it is started, and
+    /// returns its id.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::started`] says whether it may have been started all the same.
+    pub async fn detach(&self, target: &Target, command: Command) -> Result<JobId, Error> {
+        let (session, mut job) = self.start(target, command.detach(true)).await?;
+        let mut found = None;
+        while let Some(event) = job.next().await {
+            match event {
+                JobEvent::Started(opened) => found = Some(opened.job),
+                JobEvent::Attached(attached) => found = Some(attached.job),
+                JobEvent::Finished(finished) => {
+                    return Err(finished.error.unwrap_or(Error::SessionEnded));
+                }
+                _ => {}
+            }
+        }
+        session.close().await;
+        found.ok_or(Error::SessionEnded)
+    }
+
     /// The keys that would be offered to a target, in order; without one, to any host that the ssh
     /// configuration says nothing special about.
     ///
@@ -198,6 +236,17 @@ impl Client {
     #[must_use]
     pub fn request_in_flight(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The same client with nobody to be asked: what makes a lost connection again, maybe in the
+    /// middle of the night.
+    pub(crate) fn unattended(&self) -> Self {
+        let mut options = Options::clone(&self.options);
+        options.prompt = Arc::new(NoPrompt);
+        options.accept_new = false;
+        options.unattended = true;
+        let (delegated, in_flight) = (Arc::clone(&self.delegated), Arc::default());
+        Self { options: Arc::new(options), delegated, in_flight }
     }
 
     /// The ephemeral key for a destination, if there is one that still holds.
@@ -340,7 +389,21 @@ impl ClientBuilder {
     /// For how long to ask to be let in again by an ephemeral key, kept in memory only; `None` for
     /// a client that connects once.
     pub fn delegate_for(mut self, lifetime: Option<Duration>) -> Self {
-        self.options.delegate_for = lifetime;
+        self.options.delegation = lifetime.map_or(Delegation::Never, Delegation::Always);
+        self
+    }
+
+    /// The same, but only where another login by the same key could take a person: for a passphrase,
+    /// a touch, or whatever an agent asks. That is all that a lost connection needs.
+    pub fn delegate_where_needed(mut self, lifetime: Duration) -> Self {
+        self.options.delegation = Delegation::WhereNeeded(lifetime);
+        self
+    }
+
+    /// For how long a lost connection is tried to be made again, each time that it is lost; zero for
+    /// not at all. Nobody is asked anything for it.
+    pub fn reconnect_for(mut self, limit: Duration) -> Self {
+        self.options.reconnect_for = limit;
         self
     }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use afar_proto::json::ByteString;
 use afar_proto::message::{
-    Command as WireCommand, JobId, OpenSpec, SessionName, SessionRef, SessionScope,
+    Command as WireCommand, JobId, OnDisconnect, OpenSpec, Overflow, SessionName, SessionRef,
+    SessionScope,
 };
 
 /// A command for another machine, as [`crate::Session::start`] takes it.
@@ -24,6 +25,13 @@ pub struct Command {
     timeout: Option<Duration>,
     kill_after: Option<Duration>,
     id: Option<JobId>,
+    on_disconnect: Option<OnDisconnect>,
+    detach: bool,
+    keep: Option<Duration>,
+    overflow: Overflow,
+    memory_bytes: Option<u64>,
+    cpu_milli: Option<u64>,
+    pids_max: Option<u64>,
 }
 
 /// Why a command can't be asked for. Found before anything is sent.
@@ -36,6 +44,9 @@ pub enum CommandError {
     /// A variable's name is empty or holds `=`.
     #[error("{0:?} is no name of an environment variable")]
     VariableName(String),
+    /// Nobody would send the stdin of a job that is left at once.
+    #[error("a command that is detached is sent no stdin")]
+    DetachedStdin,
     /// The system gave no random bytes for the job's id.
     #[error("no random bytes for the job's id")]
     NoRandomness,
@@ -70,6 +81,13 @@ impl Command {
             timeout: None,
             kill_after: None,
             id: None,
+            on_disconnect: None,
+            detach: false,
+            keep: None,
+            overflow: Overflow::default(),
+            memory_bytes: None,
+            cpu_milli: None,
+            pids_max: None,
         }
     }
 
@@ -139,10 +157,64 @@ impl Command {
         self
     }
 
-    /// The job's id, refused while a job of that id is running. Without it, a random one.
+    /// The job's id. The same id with the same command is the same job: it is started once, and
+    /// whoever asks again is attached to it. With another command it is refused. Without it, a random
+    /// one.
     #[must_use]
     pub fn id(mut self, id: JobId) -> Self {
         self.id = Some(id);
+        self
+    }
+
+    /// What becomes of the job when its link is lost, or its session says goodbye: without this the
+    /// first leaves it alone, and the second ends it.
+    #[must_use]
+    pub fn on_disconnect(mut self, on_disconnect: OnDisconnect) -> Self {
+        self.on_disconnect = Some(on_disconnect);
+        self
+    }
+
+    /// Whether to leave as soon as it is started: the last event is then
+    /// [`JobEvent::Detached`](crate::JobEvent::Detached), and all of its output is kept for whoever
+    /// attaches. Not with stdin.
+    #[must_use]
+    pub fn detach(mut self, detach: bool) -> Self {
+        self.detach = detach;
+        self
+    }
+
+    /// Keeps all of the output for this long after the end.
+    #[must_use]
+    pub fn keep(mut self, keep: Duration) -> Self {
+        self.keep = Some(keep);
+        self
+    }
+
+    /// What happens when the server's room for output that nobody takes is used up.
+    #[must_use]
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
+        self
+    }
+
+    /// The most memory that the command may take, in bytes.
+    #[must_use]
+    pub fn memory_max(mut self, bytes: u64) -> Self {
+        self.memory_bytes = Some(bytes);
+        self
+    }
+
+    /// The most processor time that it may take, in thousandths of a processor.
+    #[must_use]
+    pub fn cpu_max(mut self, milli: u64) -> Self {
+        self.cpu_milli = Some(milli);
+        self
+    }
+
+    /// The most processes and threads that it may have.
+    #[must_use]
+    pub fn pids_max(mut self, pids: u64) -> Self {
+        self.pids_max = Some(pids);
         self
     }
 
@@ -150,6 +222,9 @@ impl Command {
     pub(crate) fn into_spec(self) -> Result<OpenSpec, CommandError> {
         if matches!(&self.what, WireCommand::Argv(argv) if argv.is_empty()) {
             return Err(CommandError::Empty);
+        }
+        if self.detach && self.stdin {
+            return Err(CommandError::DetachedStdin);
         }
         for (name, _) in &self.env {
             if name.0.is_empty() || name.0.contains(&b'=') {
@@ -169,6 +244,13 @@ impl Command {
             stdin: self.stdin,
             timeout_ms: self.timeout.map(millis),
             kill_after_ms: self.kill_after.map(millis),
+            on_disconnect: self.on_disconnect,
+            detach: self.detach,
+            keep_s: self.keep.map(seconds),
+            overflow: self.overflow,
+            memory_bytes: self.memory_bytes,
+            cpu_milli: self.cpu_milli,
+            pids_max: self.pids_max,
             ..OpenSpec::new(job, self.what)
         })
     }
@@ -185,6 +267,11 @@ fn random_id() -> Result<JobId, CommandError> {
 /// Rounded up, so that a limit under a millisecond does not become none at all.
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// Likewise: what is kept is kept for long enough.
+fn seconds(duration: Duration) -> u64 {
+    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
 }
 
 fn bytes(text: &OsStr) -> ByteString {

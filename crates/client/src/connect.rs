@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use afar_core::policy::Grant;
-use afar_core::target::Target;
+use afar_core::target::{Destination, Target};
 use afar_net::agent::UnusableKey;
 use afar_net::clock::Clock;
 use afar_net::dial::connect_tcp;
@@ -26,8 +26,10 @@ use afar_proto::limits::AUTH_DEADLINE;
 use afar_proto::message::OpenSpec;
 use afar_proto::outcome::{Phase, Started};
 use afar_proto::{Config, Connection, Role};
+use tokio::time::Instant;
 
-use crate::client::{Client, HostStanding, InspectedHost, Options};
+use crate::client::{Client, Delegation, HostStanding, InspectedHost, Options};
+use crate::dispatcher::{Connecting, Reconnector};
 use crate::error::Error;
 use crate::host_keys::{HostKeyProblem, HostKeyQuestion, Judgement};
 use crate::identities::{LoadedFiles, OfferedKey, offered, shown_fingerprint};
@@ -51,18 +53,106 @@ pub(crate) async fn connect(
     spec: Option<OpenSpec>,
 ) -> Result<(Session, Option<Job>), Error> {
     client.in_flight.store(false, Ordering::Relaxed);
-    if *target == Target::Local {
-        let (driver, pipelined) = connect_local(&client.options, spec).await?;
-        return Ok(Session::spawn(driver, "local", pipelined));
+    let way = Way::find(client, target)?;
+    let mut proved = None;
+    let asked = spec.clone();
+    let connected = way.connect(client, spec, &mut proved).await;
+    let name = way.name().to_owned();
+    match (connected, asked) {
+        (Ok((driver, pipelined)), _) => {
+            Ok(Session::spawn(driver, &name, pipelined, reconnector(client, way, proved)))
+        }
+        // It left with the login, and the link was lost before the server said whether it let us in:
+        // only another connection can tell what became of it.
+        (Err(Failed { error, sent_at: Some(sent_at) }), Some(spec))
+            if error.started() == Started::Unknown =>
+        {
+            let Some(reconnector) = reconnector(client, way, proved) else { return Err(error) };
+            let (session, job) = Session::spawn_lost(&name, spec, sent_at, reconnector);
+            Ok((session, Some(job)))
+        }
+        (Err(Failed { error, .. }), _) => Err(error),
     }
-    if let Target::Ssh(destination) = target {
-        let (driver, pipelined) = ssh::connect(&client.options, destination, spec).await?;
-        return Ok(Session::spawn(driver, &target.to_string(), pipelined));
+}
+
+/// How a connection to the target is made, the first one and every other.
+#[derive(Clone)]
+enum Way {
+    Local,
+    Ssh { destination: Destination, name: String },
+    Host(Arc<Route>),
+}
+
+/// Why there is no connection, and when a request may have left for one.
+struct Failed {
+    error: Error,
+    sent_at: Option<Instant>,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, sent_at: None }
     }
-    let route = Route::find(&client.options, target)?;
-    let mut connector = Connector::new(client, &route, spec);
-    let (driver, pipelined) = connector.establish().await?;
-    Ok(Session::spawn(driver, &route.target, pipelined))
+}
+
+type Connected = (Driver<AnyTransport>, Option<Pipelined>);
+
+impl Way {
+    fn find(client: &Client, target: &Target) -> Result<Self, Error> {
+        Ok(match target {
+            Target::Local => Self::Local,
+            Target::Ssh(destination) => {
+                Self::Ssh { destination: destination.clone(), name: target.to_string() }
+            }
+            _ => Self::Host(Arc::new(Route::find(&client.options, target)?)),
+        })
+    }
+
+    /// The target as it was asked for.
+    fn name(&self) -> &str {
+        match self {
+            Self::Local => "local",
+            Self::Ssh { name, .. } => name,
+            Self::Host(route) => &route.target,
+        }
+    }
+
+    /// Connects. `proved` is the host's key of an earlier connection, and then of this one.
+    async fn connect(
+        &self,
+        client: &Client,
+        spec: Option<OpenSpec>,
+        proved: &mut Option<HostPublicKey>,
+    ) -> Result<Connected, Failed> {
+        match self {
+            Self::Local => Ok(connect_local(&client.options, spec).await?),
+            Self::Ssh { destination, .. } => {
+                Ok(ssh::connect(&client.options, destination, spec).await?)
+            }
+            Self::Host(route) => {
+                let mut connector = Connector::new(client, route, spec);
+                connector.proved = proved.take();
+                let result = connector.establish().await;
+                let Connector { sent_at, proved: key, .. } = connector;
+                *proved = key;
+                result.map_err(|error| Failed { error, sent_at })
+            }
+        }
+    }
+}
+
+/// What makes the connection again, if that is wanted.
+fn reconnector(client: &Client, way: Way, proved: Option<HostPublicKey>) -> Option<Reconnector> {
+    let limit = client.options.reconnect_for;
+    let client = client.unattended();
+    let connect = move || -> Connecting {
+        let (client, way, mut proved) = (client.clone(), way.clone(), proved.clone());
+        Box::pin(async move {
+            let connected = way.connect(&client, None, &mut proved).await;
+            connected.map(|(driver, _)| Box::new(driver)).map_err(|failed| failed.error)
+        })
+    };
+    (!limit.is_zero()).then(|| Reconnector { connect: Box::new(connect), limit })
 }
 
 /// See [`Client::keys`].
@@ -105,10 +195,7 @@ pub(crate) async fn inspect(client: &Client, target: &Target) -> Result<Inspecte
     Ok(InspectedHost { route, key, standing, presented, known })
 }
 
-async fn connect_local(
-    options: &Options,
-    spec: Option<OpenSpec>,
-) -> Result<(Driver<AnyTransport>, Option<Pipelined>), Error> {
+async fn connect_local(options: &Options, spec: Option<OpenSpec>) -> Result<Connected, Error> {
     let launcher = Arc::clone(options.launcher.as_ref().ok_or(Error::NoLauncher)?);
     let stream = off_the_runtime(move || launcher()).await?.map_err(Error::Local)?;
     let io_error = |error: std::io::Error| Error::Local(error.to_string());
@@ -125,7 +212,7 @@ async fn connect_local(
 /// Opens the channel of a command that is asked for at once.
 pub(crate) fn open(connection: &mut Connection, spec: OpenSpec) -> Result<Pipelined, Error> {
     let channel = connection.open(&spec)?;
-    Ok(Pipelined { channel, spec })
+    Ok(Pipelined { channel, spec, sent_at: Instant::now() })
 }
 
 /// Runs what blocks, on the disk or on a person, on a thread of its own.
@@ -147,6 +234,20 @@ struct Attempt {
     /// One that is used without asking.
     pipeline: Option<usize>,
     kind: Kind,
+    /// Whether a person was asked for a passphrase.
+    unlocked: bool,
+}
+
+impl Attempt {
+    fn new(candidates: Vec<Candidate>, pipeline: Option<usize>, kind: Kind) -> Self {
+        Self { candidates, pipeline, kind, unlocked: false }
+    }
+
+    /// Whether another login by the same key could take a person. What an agent asks, nobody knows.
+    fn may_take_a_person(&self) -> bool {
+        let by_agent = |key: &Candidate| matches!(key, Candidate::Usable(Signer::Agent(_)));
+        self.unlocked || self.candidates.iter().any(by_agent)
+    }
 }
 
 /// Where an attempt's keys come from, which decides what follows a refusal.
@@ -170,6 +271,10 @@ struct Connector<'a> {
     spec: Option<OpenSpec>,
     /// The host key that a person has confirmed: this one and no other.
     confirmed: Option<HostPublicKey>,
+    /// The host key that was accepted on an earlier connection, and then on this one.
+    proved: Option<HostPublicKey>,
+    /// When the request may have left this machine.
+    sent_at: Option<Instant>,
     /// What is left of the user's limit for all connections together. What is asked of a person
     /// between them takes nothing of it.
     left: Duration,
@@ -178,16 +283,17 @@ struct Connector<'a> {
 impl<'a> Connector<'a> {
     fn new(client: &'a Client, route: &'a Route, spec: Option<OpenSpec>) -> Self {
         let left = client.options.connect_timeout;
-        Self { client, route, spec, confirmed: None, left }
+        Self { client, route, spec, confirmed: None, proved: None, sent_at: None, left }
     }
 
-    async fn establish(&mut self) -> Result<(Driver<AnyTransport>, Option<Pipelined>), Error> {
+    async fn establish(&mut self) -> Result<Connected, Error> {
         let mut attempt = self.first_attempt().await?;
         let mut refused: Vec<Vec<u8>> = Vec::new();
         for _ in 0..CONNECTIONS_MAX {
             let (result, pipelined) = self.log_in(&attempt).await?;
             match result {
                 Ok(logged_in) => {
+                    self.proved = Some(logged_in.host_key.clone());
                     self.learn(&attempt, &logged_in);
                     return Ok((logged_in.driver, pipelined));
                 }
@@ -197,7 +303,8 @@ impl<'a> Connector<'a> {
                         return Err(Error::TaskFailed);
                     };
                     let key = Candidate::Usable(Signer::File(self.unlock(locked).await?));
-                    attempt = Attempt { candidates: vec![key], pipeline: None, kind: Kind::All };
+                    attempt = Attempt::new(vec![key], None, Kind::All);
+                    attempt.unlocked = true;
                 }
                 Err(LoginError::Refused { key_index, .. }) if attempt.kind != Kind::All => {
                     let blob = attempt.candidates.get(key_index).map(Candidate::public_blob);
@@ -221,7 +328,7 @@ impl<'a> Connector<'a> {
     async fn first_attempt(&self) -> Result<Attempt, Error> {
         if let Some(key) = self.client.delegated(&self.route.destination) {
             let candidates = vec![Candidate::Usable(Signer::Delegated(key))];
-            return Ok(Attempt { candidates, pipeline: Some(0), kind: Kind::Delegated });
+            return Ok(Attempt::new(candidates, Some(0), Kind::Delegated));
         }
         self.attempt_with_own_keys().await
     }
@@ -231,22 +338,22 @@ impl<'a> Connector<'a> {
         let files = sources.load_files()?;
         let remembered = self.route.accepted.recall(&self.route.destination);
         let ready = |key: &Candidate| matches!(key, Candidate::Usable(_));
-        let without_agent = sources.candidates(files, Vec::new());
+        let mut without_agent = sources.candidates(files, Vec::new());
+        self.drop_unattended(&mut without_agent);
         let is_remembered =
             |key: &Candidate| remembered.as_ref() == Some(&fingerprint(key.public_blob()));
         if let Some(index) = without_agent.iter().position(|key| ready(key) && is_remembered(key)) {
-            let pipeline = Some(index);
-            return Ok(Attempt { candidates: without_agent, pipeline, kind: Kind::Some });
+            return Ok(Attempt::new(without_agent, Some(index), Kind::Some));
         }
         let only_named = sources.explicit && without_agent.len() == 1;
         if remembered.is_none() && only_named && without_agent.iter().all(ready) {
             let kind = if sources.agent.is_some() { Kind::Some } else { Kind::All };
-            return Ok(Attempt { candidates: without_agent, pipeline: Some(0), kind });
+            return Ok(Attempt::new(without_agent, Some(0), kind));
         }
         let candidates = self.all_candidates(&[]).await?;
         let pipeline = candidates.iter().position(|key| ready(key) && is_remembered(key));
         let kind = if pipeline.is_some() { Kind::Some } else { Kind::All };
-        Ok(Attempt { candidates, pipeline, kind })
+        Ok(Attempt::new(candidates, pipeline, kind))
     }
 
     /// Everything there is, but for the keys that were refused already.
@@ -256,7 +363,18 @@ impl<'a> Connector<'a> {
         tell_skipped(self.client, &files);
         let mut candidates = sources.candidates(files, sources.agent_keys().await.keys);
         candidates.retain(|key| refused.iter().all(|blob| blob != key.public_blob()));
+        self.drop_unattended(&mut candidates);
         Ok(candidates)
+    }
+
+    /// Where nobody is there, only what signs without a passphrase or a touch is a key.
+    fn drop_unattended(&self, candidates: &mut Vec<Candidate>) {
+        if self.client.options.unattended {
+            candidates.retain(|key| match key {
+                Candidate::Usable(signer) => !signer.algorithm().starts_with("sk-"),
+                Candidate::Locked(_) => false,
+            });
+        }
     }
 
     async fn after_refusal(&self, kind: Kind, refused: &[Vec<u8>]) -> Result<Attempt, Error> {
@@ -267,10 +385,10 @@ impl<'a> Connector<'a> {
         self.route.accepted.remember(&self.route.destination, None);
         let candidates = self.all_candidates(refused).await?;
         if candidates.is_empty() {
-            let none = Attempt { candidates, pipeline: None, kind };
+            let none = Attempt::new(candidates, None, kind);
             return Err(self.keys_refused(&none, refused));
         }
-        Ok(Attempt { candidates, pipeline: None, kind: Kind::All })
+        Ok(Attempt::new(candidates, None, Kind::All))
     }
 
     async fn unlock(&self, locked: LockedKey) -> Result<FileKey, Error> {
@@ -339,7 +457,8 @@ impl<'a> Connector<'a> {
     /// A host that was taken at first sight is remembered as soon as it has proved its key, whatever
     /// becomes of the login.
     fn remember_first_sight(&self, proved: Option<&HostPublicKey>) {
-        let Some(key) = proved.filter(|_| self.confirmed.is_none()) else { return };
+        let asked = self.confirmed.is_some() || self.client.options.unattended;
+        let Some(key) = proved.filter(|_| !asked) else { return };
         let Judgement::FirstSight(question) = self.route.known.judge(key) else { return };
         let HostKeyQuestion { name, algorithm, fingerprint, file, .. } = question;
         let notice = match self.route.known.remember(key) {
@@ -380,7 +499,7 @@ impl<'a> Connector<'a> {
         work: impl Future<Output = T>,
         at_least: Duration,
     ) -> Option<T> {
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let result = tokio::time::timeout(self.left.max(at_least), work).await;
         self.left = self.left.saturating_sub(started.elapsed());
         result.ok()
@@ -410,8 +529,17 @@ impl<'a> Connector<'a> {
             return (vec![confirmed.kind()], Box::new(rule));
         }
         let (known, accept_new) = (self.route.known.clone(), self.client.options.accept_new);
-        let preferred = known.preferred();
+        let mut preferred = known.preferred();
+        // What was accepted once is not a stranger on the next connection, wherever it is written.
+        let earlier = self.proved.clone();
+        if let Some(key) = &earlier {
+            preferred.retain(|kind| *kind != key.kind());
+            preferred.insert(0, key.kind());
+        }
         let rule = move |key: &HostPublicKey, shown: Shown<'_>| {
+            if earlier.as_ref() == Some(key) {
+                return note(key, Verdict::Accept);
+            }
             note(key, known.decide(key, shown, accept_new))
         };
         (preferred, Box::new(rule))
@@ -435,12 +563,19 @@ impl<'a> Connector<'a> {
         let (preferred, rule) = self.host_key_rule(&proved);
         let (tls, side) = tls::connect_by(&preferred, rule)
             .map_err(|error| Error::TlsSetup(error.to_string()))?;
-        let by_delegated = attempt.kind == Kind::Delegated;
+        self.sent_at = pipelined.as_ref().map(|pipelined| pipelined.sent_at);
         let who = Login {
             user: &self.route.user,
             candidates: &attempt.candidates,
             pipeline: attempt.pipeline,
-            delegate_for: self.client.options.delegate_for.filter(|_| !by_delegated),
+            delegate_for: match self.client.options.delegation {
+                _ if attempt.kind == Kind::Delegated => None,
+                Delegation::Never => None,
+                Delegation::WhereNeeded(lifetime) => {
+                    Some(lifetime).filter(|_| attempt.may_take_a_person())
+                }
+                Delegation::Always(lifetime) => Some(lifetime),
+            },
             software: &software,
         };
         let logged_in = Box::pin(login(tcp, tls, side, who, connection, clock));
@@ -448,6 +583,9 @@ impl<'a> Connector<'a> {
         // What comes after this connection is known, or told, by its result.
         self.client.in_flight.store(false, Ordering::Relaxed);
         self.remember_first_sight(proved.get());
+        if let Some(key) = proved.get() {
+            self.proved = Some(key.clone());
+        }
         // Before the host has proved its key nothing of the command has left this machine.
         let may_have_started = pipelined.is_some() && proved.get().is_some();
         let started = if may_have_started { Started::Unknown } else { Started::No };
@@ -508,7 +646,11 @@ impl<'a> Connector<'a> {
     // Errors.
 
     fn no_keys(&self) -> Error {
-        Error::NoKeys { host: self.route.host.clone() }
+        let host = self.route.host.clone();
+        if self.client.options.unattended {
+            return Error::NeedsPerson { host };
+        }
+        Error::NoKeys { host }
     }
 
     fn keys_refused(&self, attempt: &Attempt, refused: &[Vec<u8>]) -> Error {

@@ -1,59 +1,70 @@
-//! The one task that owns a connection and linearizes everything that happens on it.
+//! The one task that owns a session's connection and linearizes everything that happens on it.
+//!
+//! The connection may be lost, and made again, any number of times: the jobs outlive it. While
+//! there is none, requests wait here; when there is one again, each job goes on exactly where it
+//! was (`J-4.2`).
 
-use std::collections::{BTreeMap, VecDeque};
+mod input;
+mod job_state;
+mod jobs;
+mod outage;
+mod unacked;
+
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use afar_net::driver::Driver;
 use afar_net::transport::AnyTransport;
-use afar_proto::connection::{Event, OpenError, Stream, Verdict};
+use afar_proto::connection::{Event, Stream};
 use afar_proto::error::ConnectionError;
-use afar_proto::message::{FEATURE_SESSION, GoodbyeCode, JobId, OpenSpec, Opened, Refused};
-use afar_proto::outcome::{End, ExitReport, Phase, RefusalReason, Seal, Started};
+use afar_proto::message::{Attached, FEATURE_SESSION, GoodbyeCode, KillQuery, Opened, Query};
+use afar_proto::outcome::RefusalReason;
 use afar_proto::{Channel, ChannelId};
-use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::job::{Chunk, Finished, JobEvent, JobWires};
-use crate::outcome::Outcome;
-use crate::session::{JobKey, Request};
+use crate::job::{Chunk, JobEvent};
+use crate::session::{JobKey, Reply, Request};
+pub(crate) use job_state::JobState;
+use jobs::Jobs;
+use outage::{Outage, is_for_good, is_worth_a_retry};
 
 /// Requests that are handled before the connection has its turn, so that what they cause leaves in
 /// one write.
 const REQUESTS_BATCHED: usize = 64;
 
-/// The owner of a connection.
+/// A connection on its way.
+pub(crate) type Connecting =
+    Pin<Box<dyn Future<Output = Result<Box<Driver<AnyTransport>>, Error>> + Send>>;
+
+/// Makes the connection once more, asking nobody (`J-4.1`).
+pub(crate) struct Reconnector {
+    pub(crate) connect: Box<dyn FnMut() -> Connecting + Send>,
+    /// For how long it is tried.
+    pub(crate) limit: Duration,
+}
+
+/// What bytes go over now.
+enum Link {
+    Up(Box<Driver<AnyTransport>>),
+    /// On the way to the next connection.
+    Away(Connecting),
+    /// Nothing needs one.
+    Down,
+}
+
+/// The owner of a session's connection.
 pub(crate) struct Dispatcher {
-    driver: Driver<AnyTransport>,
+    link: Link,
     requests: mpsc::UnboundedReceiver<Request>,
     jobs: Jobs,
-}
-
-/// The jobs that have not finished.
-struct Jobs {
-    target: Arc<str>,
-    states: BTreeMap<JobKey, (ChannelId, JobState)>,
-    keys: BTreeMap<ChannelId, JobKey>,
-    /// Whether the supervisor has said anything: before that no request can have reached one that
-    /// lives.
-    ready: bool,
-    /// Whether it has said that it has sessions.
-    has_sessions: bool,
-}
-
-/// What is known of a job.
-pub(crate) struct JobState {
-    id: JobId,
-    in_session: bool,
-    wires: JobWires,
-    stdin: VecDeque<Bytes>,
-    stdin_ended: bool,
-    /// `Some` iff the server said that the process was started.
-    opened: Option<Opened>,
-    /// `Some` iff the server said that the process has ended.
-    exit: Option<ExitReport>,
-    /// Signals that wait for the start.
-    signals: Vec<String>,
+    /// `None` if a link that is lost stays lost.
+    reconnector: Option<Reconnector>,
+    /// `Some` from the loss of a link until the server has said something on another one.
+    outage: Option<Outage>,
 }
 
 /// Whether the task goes on.
@@ -63,34 +74,62 @@ enum Flow {
     End,
 }
 
+/// What a turn of the loop is about.
+enum Turn {
+    Event(Event),
+    Connected(Result<Box<Driver<AnyTransport>>, Error>),
+    Request(Option<Request>),
+}
+
 impl Dispatcher {
     pub(crate) fn new(
         driver: Driver<AnyTransport>,
         requests: mpsc::UnboundedReceiver<Request>,
         target: Arc<str>,
+        reconnector: Option<Reconnector>,
     ) -> Self {
-        let jobs = Jobs {
-            target,
-            states: BTreeMap::new(),
-            keys: BTreeMap::new(),
-            ready: false,
-            has_sessions: false,
-        };
-        Self { driver, requests, jobs }
+        let link = Link::Up(Box::new(driver));
+        Self { link, requests, jobs: Jobs::new(target), reconnector, outage: None }
     }
 
-    /// Takes charge of a job whose channel is open already.
-    pub(crate) fn adopt(&mut self, key: JobKey, channel: ChannelId, state: JobState) {
+    /// One whose first connection was lost within the login, when its request may have left already.
+    pub(crate) fn lost(
+        requests: mpsc::UnboundedReceiver<Request>,
+        target: Arc<str>,
+        reconnector: Reconnector,
+    ) -> Self {
+        let jobs = Jobs::new(target);
+        let reconnector = Some(reconnector);
+        Self { link: Link::Down, requests, jobs, reconnector, outage: None }
+    }
+
+    /// Takes charge of a job that was asked for already, on this channel if the link is up.
+    pub(crate) fn adopt(&mut self, key: JobKey, channel: Option<ChannelId>, state: JobState) {
         self.jobs.insert(key, channel, state);
     }
 
-    /// Runs until the connection has ended or nobody holds a handle to it any more.
+    /// Runs until the connection has ended for good or nobody holds a handle to it any more.
     pub(crate) async fn run(mut self) {
+        if let Link::Down = self.link {
+            self.begin_outage(ConnectionError::Cut);
+        }
         loop {
-            let Self { driver, requests, .. } = &mut self;
-            let flow = tokio::select! {
-                event = driver.next() => self.handle_event(event),
-                request = requests.recv() => self.handle_requests(request),
+            let requests = &mut self.requests;
+            let turn = match &mut self.link {
+                Link::Up(driver) => tokio::select! {
+                    event = driver.next() => Turn::Event(event),
+                    request = requests.recv() => Turn::Request(request),
+                },
+                Link::Away(connecting) => tokio::select! {
+                    connected = connecting => Turn::Connected(connected),
+                    request = requests.recv() => Turn::Request(request),
+                },
+                Link::Down => Turn::Request(requests.recv().await),
+            };
+            let flow = match turn {
+                Turn::Event(event) => self.handle_event(event),
+                Turn::Connected(connected) => self.handle_connected(connected),
+                Turn::Request(request) => self.handle_requests(request),
             };
             if flow == Flow::End {
                 break;
@@ -98,23 +137,30 @@ impl Dispatcher {
         }
         self.requests.close();
         while let Some(request) = self.requests.recv().await {
-            if let Request::Open { spec, wires, .. } = request {
-                JobState::new(&spec, wires).fail_unsent(&self.jobs.target);
+            match request {
+                Request::Open { spec, wires, .. } => {
+                    JobState::opening(*spec, wires).fail_unsent(&self.jobs.target);
+                }
+                Request::Attach { attach, wires, .. } => {
+                    JobState::attaching(*attach, wires).fail_unsent(&self.jobs.target);
+                }
+                // Nobody answers, which its sender is told by the end of the reply's channel.
+                _ => {}
             }
         }
-        self.driver.finish().await;
+        if let Link::Up(driver) = self.link {
+            driver.finish().await;
+        }
     }
+
+    // Requests.
 
     fn handle_requests(&mut self, first: Option<Request>) -> Flow {
         let mut next = first;
         for handled in 1.. {
             match next {
                 // Every handle is gone.
-                None | Some(Request::Goodbye) => {
-                    self.driver.connection().close(GoodbyeCode::Done, "");
-                    self.jobs.fail_all(&ConnectionError::LocallyClosed);
-                    return Flow::End;
-                }
+                None | Some(Request::Goodbye) => return self.say_goodbye(),
                 Some(request) => self.handle_request(request),
             }
             // Before another one is taken out of the queue: what is taken has to be handled.
@@ -127,123 +173,178 @@ impl Dispatcher {
                 Err(mpsc::error::TryRecvError::Disconnected) => next = None,
             }
         }
+        if let Link::Down = self.link
+            && self.jobs.want_a_link()
+        {
+            self.begin_outage(ConnectionError::Cut);
+        }
         Flow::Continue
+    }
+
+    fn say_goodbye(&mut self) -> Flow {
+        if let Link::Up(driver) = &mut self.link {
+            driver.connection().close(GoodbyeCode::Done, "");
+        }
+        self.jobs.fail_all(&ConnectionError::LocallyClosed, None);
+        Flow::End
     }
 
     fn handle_request(&mut self, request: Request) {
         match request {
-            Request::Open { job, spec, wires } => self.open(job, &spec, wires),
+            Request::Open { job, spec, wires } => self.ask(job, JobState::opening(*spec, wires)),
+            Request::Attach { job, attach, wires } => {
+                self.ask(job, JobState::attaching(*attach, wires));
+            }
             Request::Consumed { job, stream, bytes } => {
-                self.with_channel(job, |channel, _| channel.consume(stream, bytes));
+                self.with_job(job, |channel, state| match channel {
+                    Some(mut channel) => channel.consume(stream, bytes),
+                    None => state.consume_while_away(stream, bytes),
+                });
             }
-            Request::Stdin { job, bytes } => self.with_channel(job, |channel, state| {
-                state.stdin.push_back(bytes);
+            Request::Stdin { job, bytes } => self.with_job(job, |channel, state| {
+                state.push_stdin(bytes);
                 state.pump_stdin(channel);
             }),
-            Request::StdinEnd { job } => self.with_channel(job, |channel, state| {
-                state.stdin_ended = true;
+            Request::StdinEnd { job } => self.with_job(job, |channel, state| {
+                state.end_stdin();
                 state.pump_stdin(channel);
             }),
-            Request::Signal { job, name } => self.with_channel(job, |channel, state| {
-                // A server has nothing to signal before the start.
-                if state.opened.is_some() {
-                    channel.signal(&name);
-                } else {
-                    state.signals.push(name);
-                }
+            Request::Signal { job, name } => self.with_job(job, |channel, state| {
+                state.signal(channel, name);
             }),
-            Request::Stop { job, stream } => {
-                self.with_channel(job, |channel, _| channel.stop(stream));
-            }
-            Request::Close { job } => {
-                if let Some((channel, _)) = self.jobs.remove(job)
-                    && let Some(channel) = self.driver.connection().channel(channel)
-                {
-                    channel.close();
-                }
-            }
+            Request::Stop { job, stream } => self.with_job(job, |channel, state| {
+                state.stop(channel, stream);
+            }),
+            Request::Close { job } => self.close(job),
+            Request::Detach { job } => self.detach(job),
+            Request::Query { query, reply } => self.query(*query, reply),
             Request::Goodbye => {}
         }
     }
 
-    fn open(&mut self, key: JobKey, spec: &OpenSpec, wires: JobWires) {
-        let state = JobState::new(spec, wires);
-        match self.driver.connection().open(spec) {
-            Ok(channel) => self.jobs.insert(key, channel, state),
+    /// Asks for a job now, or when there is a link.
+    fn ask(&mut self, key: JobKey, mut state: JobState) {
+        let Link::Up(driver) = &mut self.link else {
+            self.jobs.insert(key, None, state);
+            return;
+        };
+        let incarnation = self.jobs.incarnation.as_ref();
+        match state.ask(driver.connection(), incarnation) {
+            Ok(channel) => self.jobs.insert(key, Some(channel), state),
             Err(error) => state.fail_open(&self.jobs.target, error),
         }
     }
 
-    fn with_channel(&mut self, key: JobKey, act: impl FnOnce(&mut Channel<'_>, &mut JobState)) {
-        if let Some((id, state)) = self.jobs.states.get_mut(&key)
-            && let Some(mut channel) = self.driver.connection().channel(*id)
-        {
-            act(&mut channel, state);
+    /// The job's handle was dropped: the server is to end the job.
+    fn close(&mut self, key: JobKey) {
+        let Some((channel, state)) = self.jobs.remove(key) else { return };
+        match (&mut self.link, channel) {
+            (Link::Up(driver), Some(channel)) => {
+                if let Some(channel) = driver.connection().channel(channel) {
+                    channel.close();
+                }
+            }
+            // The server learns it as soon as it can be told anything.
+            (Link::Away(_), _) if state.may_be_ended_by_us() => {
+                let job = state.id().clone();
+                let kill = KillQuery { job, prefix: false, signal: None };
+                self.jobs.keep_query(Query::Kill(kill), None);
+            }
+            _ => {}
         }
+    }
+
+    fn detach(&mut self, key: JobKey) {
+        let Some((channel, state)) = self.jobs.remove(key) else { return };
+        if let (Link::Up(driver), Some(channel)) = (&mut self.link, channel)
+            && let Some(channel) = driver.connection().channel(channel)
+        {
+            channel.detach();
+        }
+        state.leave(&self.jobs.target);
+    }
+
+    fn query(&mut self, query: Query, reply: Reply) {
+        let Link::Up(driver) = &mut self.link else {
+            self.jobs.keep_query(query, Some(reply));
+            return;
+        };
+        match driver.connection().query(&query) {
+            Ok(channel) => self.jobs.queried(channel, query, Some(reply)),
+            // Whoever asked may have stopped waiting.
+            Err(error) => drop(reply.send(Err(Error::Open(error)))),
+        }
+    }
+
+    fn with_job(&mut self, key: JobKey, act: impl FnOnce(Option<Channel<'_>>, &mut JobState)) {
+        let Some((id, state)) = self.jobs.state(key) else { return };
+        let channel = match (&mut self.link, id) {
+            (Link::Up(driver), Some(id)) => driver.connection().channel(id),
+            _ => None,
+        };
+        act(channel, state);
     }
 
     /// An event may be about a channel that is closed by now: what arrived with it in one read has
     /// been handled before it was told. So there may be no channel to act on, and the event counts
     /// all the same.
-    fn with_job(&mut self, id: ChannelId, act: impl FnOnce(Option<Channel<'_>>, &mut JobState)) {
-        if let Some(key) = self.jobs.keys.get(&id)
-            && let Some((_, state)) = self.jobs.states.get_mut(key)
-        {
-            act(self.driver.connection().channel(id), state);
+    fn with_channel(
+        &mut self,
+        id: ChannelId,
+        act: impl FnOnce(Option<Channel<'_>>, &mut JobState),
+    ) {
+        if let Some(key) = self.jobs.key(id) {
+            self.with_job(key, act);
         }
     }
+
+    // Events.
 
     fn handle_event(&mut self, event: Event) -> Flow {
         match event {
             Event::Ready(hello) => {
-                self.jobs.ready = true;
                 self.jobs.has_sessions = hello.features.iter().any(|name| name == FEATURE_SESSION);
+                self.jobs.handle_ready(hello.incarnation, self.outage.is_some());
+                self.outage = None;
             }
             Event::Opened { channel, opened } => self.handle_opened(channel, opened),
+            Event::Attached { channel, attached } => self.handle_attached(channel, &attached),
             Event::Refused { channel, mut refused } => {
                 // Such a server has found no command in the request, and can't know why (`W-5.9`).
                 if !self.jobs.has_sessions && self.jobs.is_in_session(channel) {
                     refused.reason = RefusalReason::Unsupported;
                     "the server is of a version without sessions".clone_into(&mut refused.message);
                 }
-                self.jobs.finish(channel, |state, target| state.refused(target, refused));
+                self.jobs.handle_refused(channel, refused);
             }
             Event::Data { channel, stream, offset, clock_us, bytes } => {
                 let chunk = Chunk { stream, offset, clock_us, bytes };
                 self.jobs.tell(channel, JobEvent::Output(chunk));
             }
-            Event::End { channel, stream } => self.jobs.tell(channel, JobEvent::OutputEnd(stream)),
+            Event::Gap { channel, stream, from, to } => {
+                self.with_channel(channel, |_, state| state.meet_gap(stream, from, to));
+            }
+            Event::End { channel, stream } => {
+                self.with_channel(channel, |_, state| state.end_output(stream));
+            }
             Event::Writable { channel, stream: Stream::Stdin } => {
-                self.with_job(channel, |channel, state| {
-                    if let Some(mut channel) = channel {
-                        state.pump_stdin(&mut channel);
-                    }
-                });
+                self.with_channel(channel, |channel, state| state.pump_stdin(channel));
+            }
+            Event::Acked { channel, stream: Stream::Stdin, offset } => {
+                self.with_channel(channel, |_, state| state.ack_stdin(offset));
             }
             Event::Stopped { channel, stream: Stream::Stdin } => {
-                self.with_job(channel, |channel, state| {
-                    state.stdin.clear();
-                    state.wires.stdin_room.close();
-                    if let Some(mut channel) = channel {
-                        channel.finish(Stream::Stdin);
-                    }
-                    state.tell(JobEvent::StdinClosed);
-                });
+                self.with_channel(channel, |channel, state| state.stop_stdin(channel));
             }
-            Event::Exit { channel, report } => self.with_job(channel, |_, state| {
-                state.exit = Some(report.clone());
-                state.tell(JobEvent::Exit(report));
-            }),
+            Event::Exit { channel, report } => {
+                self.with_channel(channel, |_, state| state.exited(report));
+            }
             Event::Seal { channel, seal, verdict } => {
                 self.jobs.finish(channel, |state, target| state.sealed(target, &seal, verdict));
             }
-            Event::Failed { channel, message } => {
-                self.jobs.finish(channel, |state, target| state.broken(target, message));
-            }
-            Event::Closed(error) => {
-                self.jobs.fail_all(&error);
-                return Flow::End;
-            }
+            Event::Answer { channel, answer } => self.jobs.handle_answer(channel, answer),
+            Event::Failed { channel, message } => self.jobs.handle_failed(channel, message),
+            Event::Closed(error) => return self.handle_closed(error),
             // The rest is of no interest here, or is only ever seen by a server.
             _ => {}
         }
@@ -251,189 +352,131 @@ impl Dispatcher {
     }
 
     fn handle_opened(&mut self, id: ChannelId, opened: Opened) {
-        self.with_job(id, |channel, state| {
-            state.opened = Some(opened.clone());
-            state.tell(JobEvent::Started(opened));
-            let Some(mut channel) = channel else { return };
-            for name in std::mem::take(&mut state.signals) {
-                channel.signal(&name);
-            }
-            state.pump_stdin(&mut channel);
+        let mut detached = false;
+        self.jobs.note_session(id);
+        self.with_channel(id, |channel, state| {
+            detached = state.opened(channel, opened);
         });
-    }
-}
-
-impl Jobs {
-    fn insert(&mut self, key: JobKey, channel: ChannelId, state: JobState) {
-        self.keys.insert(channel, key);
-        self.states.insert(key, (channel, state));
-    }
-
-    fn remove(&mut self, key: JobKey) -> Option<(ChannelId, JobState)> {
-        let (channel, state) = self.states.remove(&key)?;
-        self.keys.remove(&channel);
-        Some((channel, state))
-    }
-
-    fn is_in_session(&self, channel: ChannelId) -> bool {
-        let state = self.keys.get(&channel).and_then(|key| self.states.get(key));
-        state.is_some_and(|(_, state)| state.in_session)
-    }
-
-    fn tell(&self, channel: ChannelId, event: JobEvent) {
-        if let Some((_, state)) = self.keys.get(&channel).and_then(|key| self.states.get(key)) {
-            state.tell(event);
+        if detached {
+            self.jobs.leave(id);
         }
     }
 
-    fn finish(&mut self, channel: ChannelId, end: impl FnOnce(&JobState, &str) -> Finished) {
-        let Some(key) = self.keys.get(&channel).copied() else { return };
-        if let Some((_, state)) = self.remove(key) {
-            let finished = end(&state, &self.target);
-            state.finish(finished);
-        }
-    }
-
-    fn fail_all(&mut self, error: &ConnectionError) {
-        self.keys.clear();
-        for (_, (_, state)) in std::mem::take(&mut self.states) {
-            let finished = match error {
-                // The listener's own word, in place of the supervisor's first one.
-                ConnectionError::PeerClosed(goodbye) if !self.ready => {
-                    state.unavailable(&self.target, &goodbye.message)
+    fn handle_attached(&mut self, id: ChannelId, attached: &Attached) {
+        let mut result = Ok(false);
+        self.with_channel(id, |channel, state| result = state.attached(channel, attached));
+        match result {
+            Ok(false) => {}
+            Ok(true) => {
+                if let Link::Up(driver) = &mut self.link
+                    && let Some(channel) = driver.connection().channel(id)
+                {
+                    channel.detach();
                 }
-                error => state.lost(&self.target, error),
+                self.jobs.leave(id);
+            }
+            Err(what) => {
+                if let Link::Up(driver) = &mut self.link
+                    && let Some(channel) = driver.connection().channel(id)
+                {
+                    channel.reset(what);
+                }
+                self.jobs.handle_failed(id, what.to_owned());
+            }
+        }
+    }
+
+    // The link.
+
+    fn handle_closed(&mut self, error: ConnectionError) -> Flow {
+        let Link::Up(mut driver) = std::mem::replace(&mut self.link, Link::Down) else {
+            return Flow::Continue;
+        };
+        // Between two links everything that is no fault of the server's is a failed attempt.
+        let again = self.reconnector.is_some()
+            && match &self.outage {
+                Some(outage) => outage.is_worth_another(&error),
+                None => is_worth_a_retry(&error, self.jobs.ready),
             };
-            state.finish(finished);
+        if !again {
+            self.jobs.fail_all(&error, None);
+            return Flow::End;
         }
-    }
-}
-
-impl JobState {
-    pub(crate) fn new(spec: &OpenSpec, wires: JobWires) -> Self {
-        Self {
-            id: spec.job.clone(),
-            in_session: spec.session.is_some(),
-            wires,
-            stdin: VecDeque::new(),
-            stdin_ended: false,
-            opened: None,
-            exit: None,
-            signals: Vec::new(),
+        self.jobs.lose_channels(driver.connection());
+        if self.jobs.want_a_link() {
+            self.begin_outage(error);
         }
+        Flow::Continue
     }
 
-    /// The session had ended before the job could be asked for.
-    pub(crate) fn fail_unsent(self, target: &str) {
-        self.not_sent(target, Phase::Connect, "session_ended", Error::SessionEnded);
-    }
-
-    fn fail_open(self, target: &str, error: OpenError) {
-        let reason = match error {
-            OpenError::TooLong(_) => "too_long",
-            OpenError::TooMany | OpenError::Exhausted => "too_many",
-            OpenError::DetachedStdin => "invalid",
-            OpenError::Closed | OpenError::WrongRole => "session_ended",
-        };
-        self.not_sent(target, Phase::Authorize, reason, Error::Open(error));
-    }
-
-    fn not_sent(self, target: &str, phase: Phase, reason: &str, error: Error) {
-        let outcome = Outcome::not_started(target, Some(self.id.as_str()), phase, reason);
-        self.finish(failed(outcome, error));
-    }
-
-    /// A job that was dropped has nobody to be told; its channel is about to be closed.
-    fn tell(&self, event: JobEvent) {
-        self.wires.events.send(event);
-    }
-
-    fn finish(self, finished: Finished) {
-        self.wires.stdin_room.close();
-        self.tell(JobEvent::Finished(Box::new(finished)));
-    }
-
-    /// Hands the connection as much of the waiting input as it takes.
-    fn pump_stdin(&mut self, channel: &mut Channel<'_>) {
-        while let Some(front) = self.stdin.front_mut() {
-            let taken = channel.writable(Stream::Stdin).min(front.len());
-            if taken == 0 {
-                return;
+    /// Sets out for another connection.
+    fn begin_outage(&mut self, cause: ConnectionError) {
+        let Some(reconnector) = &mut self.reconnector else { return };
+        if self.outage.is_none() {
+            self.jobs.tell_all_lost(&cause);
+        }
+        let limit = reconnector.limit;
+        let outage = self.outage.get_or_insert_with(|| Outage::new(Instant::now(), limit));
+        let at_once = matches!(&cause, ConnectionError::PeerClosed(goodbye)
+            if goodbye.code == GoodbyeCode::Restart);
+        outage.failed(cause);
+        match outage.next_attempt(at_once) {
+            Some(at) => {
+                let connecting = (reconnector.connect)();
+                let deadline = outage.deadline();
+                self.link = Link::Away(Box::pin(outage::attempt(at, deadline, connecting)));
             }
-            let piece = front.split_to(taken);
-            if front.is_empty() {
-                self.stdin.pop_front();
-            }
-            if channel.write(Stream::Stdin, 0, piece).is_err() {
-                return;
-            }
-            self.wires.stdin_room.add_permits(taken);
-        }
-        if self.stdin_ended {
-            channel.finish(Stream::Stdin);
+            None => self.link = Link::Away(Box::pin(std::future::ready(Err(Error::TooLate)))),
         }
     }
 
-    // Ends.
-
-    /// What is known so far, of a job that did not come to a regular end.
-    fn outcome_so_far(&self, target: &str) -> Outcome {
-        let (phase, started, end) = match (&self.opened, &self.exit) {
-            (_, Some(report)) => (Phase::Stream, Started::Yes, report.end.clone()),
-            (Some(_), None) => (Phase::Run, Started::Yes, End::Lost),
-            (None, None) => (Phase::Spawn, Started::Unknown, End::Unknown),
+    fn handle_connected(&mut self, connected: Result<Box<Driver<AnyTransport>>, Error>) -> Flow {
+        let (Some(outage), Some(reconnector)) = (&mut self.outage, &mut self.reconnector) else {
+            return Flow::End;
         };
-        let outcome = Outcome::bare(target, Some(self.id.as_str()), phase, started, end);
-        let mut outcome = match &self.exit {
-            Some(report) => outcome.with_exit(report),
-            None => outcome,
-        };
-        outcome.started_at = self.opened.as_ref().map(|opened| opened.started_at_us);
-        outcome
-    }
-
-    fn refused(&self, target: &str, refused: Refused) -> Finished {
-        let id = Some(self.id.as_str());
-        let outcome = match refused.started {
-            Started::No => Outcome::not_started(target, id, refused.phase, refused.reason.as_str()),
-            started => Outcome::bare(target, id, refused.phase, started, End::Unknown),
-        };
-        failed(outcome, Error::NotStarted(Box::new(refused)))
-    }
-
-    fn sealed(&self, target: &str, seal: &Seal, verdict: Verdict) -> Finished {
-        let mut outcome = self.outcome_so_far(target).with_seal(seal);
-        match verdict {
-            Verdict::Whole | Verdict::Suffix => {
-                outcome.phase = Phase::Done;
-                Finished { outcome, error: None }
+        let error = match connected {
+            Ok(driver) => {
+                self.link = Link::Up(driver);
+                self.resume();
+                return Flow::Continue;
             }
-            Verdict::Mismatch(stream) => failed(outcome, Error::SealMismatch { stream }),
+            Err(error) => error,
+        };
+        let for_good = is_for_good(&error);
+        let next = if for_good { None } else { outage.next_attempt(false) };
+        outage.note(&error);
+        let Some(at) = next else {
+            let why = outage.describe(for_good);
+            let cause = outage.cause().clone();
+            self.jobs.fail_all(&cause, Some(&why));
+            return Flow::End;
+        };
+        let connecting = (reconnector.connect)();
+        self.link = Link::Away(Box::pin(outage::attempt(at, outage.deadline(), connecting)));
+        Flow::Continue
+    }
+
+    /// Asks for everything again on a new connection: what was answered by its offsets, what was
+    /// not once more (`J-4.2`).
+    fn resume(&mut self) {
+        let Link::Up(driver) = &mut self.link else { return };
+        let connection = driver.connection();
+        for key in self.jobs.without_channel() {
+            let Some((mut state, incarnation)) = self.jobs.take(key) else { continue };
+            match state.ask(connection, incarnation) {
+                Ok(channel) => self.jobs.insert(key, Some(channel), state),
+                Err(error) => state.fail_open(&self.jobs.target, error),
+            }
+        }
+        for (query, reply) in self.jobs.take_queries() {
+            match (connection.query(&query), reply) {
+                (Ok(channel), reply) => self.jobs.queried(channel, query, reply),
+                // Whoever asked may have stopped waiting.
+                (Err(error), Some(reply)) => drop(reply.send(Err(Error::Open(error)))),
+                (Err(_), None) => {}
+            }
         }
     }
-
-    fn broken(&self, target: &str, message: String) -> Finished {
-        let outcome = self.outcome_so_far(target);
-        let (phase, started) = (outcome.phase, outcome.started);
-        failed(outcome, Error::Broken { phase, started, message })
-    }
-
-    fn unavailable(&self, target: &str, message: &str) -> Finished {
-        let error = Error::Unavailable { message: message.to_owned() };
-        let id = Some(self.id.as_str());
-        failed(Outcome::not_started(target, id, error.phase(), error.reason()), error)
-    }
-
-    fn lost(&self, target: &str, cause: &ConnectionError) -> Finished {
-        let outcome = self.outcome_so_far(target);
-        let (phase, started) = (outcome.phase, outcome.started);
-        failed(outcome, Error::LinkLost { phase, started, cause: cause.clone() })
-    }
-}
-
-fn failed(mut outcome: Outcome, error: Error) -> Finished {
-    outcome.error = Some(error.to_string());
-    Finished { outcome, error: Some(error) }
 }
 
 #[cfg(test)]

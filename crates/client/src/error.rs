@@ -154,8 +154,8 @@ pub enum Error {
         /// Whether the command, which was sent along, may have been started.
         started: Started,
     },
-    /// The link was lost, or the session ended, before the job's last word had come.
-    #[error("{}", escaped(.cause))]
+    /// The link was lost for good, or the session ended, before the job's last word had come.
+    #[error("{}", describe_loss(.cause, .gave_up.as_deref()))]
     LinkLost {
         /// The step that was reached.
         phase: Phase,
@@ -163,6 +163,27 @@ pub enum Error {
         started: Started,
         /// How the connection ended.
         cause: ConnectionError,
+        /// Why it was not made again, if that was tried; may be shown.
+        gave_up: Option<String>,
+        /// `TARGET/JOB`, if the job may still be there.
+        job: Option<String>,
+    },
+    /// The link was lost for good before a question was answered.
+    #[error("{}", describe_loss(.cause, .gave_up.as_deref()))]
+    QueryLost {
+        /// How the connection ended.
+        cause: ConnectionError,
+        /// Why it was not made again, if that was tried; may be shown.
+        gave_up: Option<String>,
+    },
+    /// The user's time for making a connection again is over.
+    #[error("the host did not answer in time")]
+    TooLate,
+    /// No key is left that could log in without a person.
+    #[error("logging in to {host} again takes a person, for a passphrase or a touch")]
+    NeedsPerson {
+        /// The host.
+        host: String,
     },
     /// The session had ended before.
     #[error("the session has ended")]
@@ -190,6 +211,31 @@ pub enum Error {
         port: u16,
         /// What TLS says.
         problem: String,
+    },
+    /// The server does not do what is asked, or knows no such job.
+    #[error("{}", describe_refusal(.0))]
+    Refused(Box<Refused>),
+    /// The job could not be gone on with on a new connection.
+    #[error("the job can't be gone on with: {}", describe_refusal(.refused))]
+    NotResumed {
+        /// The step that was reached.
+        phase: Phase,
+        /// Whether the process was started.
+        started: Started,
+        /// What the server says.
+        refused: Box<Refused>,
+    },
+    /// The beginning of several ids.
+    #[error("several jobs begin with {job}")]
+    Ambiguous {
+        /// As it was given.
+        job: String,
+    },
+    /// The server broke a question off.
+    #[error("the server broke the question off: {}", escape_for_terminal(.message.as_bytes()))]
+    QueryFailed {
+        /// Why.
+        message: String,
     },
     /// The server let the client in and then had nobody to give the request to.
     #[error("the server can't run commands now: {}", escape_for_terminal(.message.as_bytes()))]
@@ -224,6 +270,17 @@ pub enum Error {
         stream: Stream,
     },
 
+    /// Output that the command wrote was gone before it could be told.
+    #[error("bytes {from} to {to} of {} are lost", .stream.name())]
+    OutputLost {
+        /// The stream.
+        stream: Stream,
+        /// Offset of the first byte that is missing.
+        from: u64,
+        /// Offset of the first byte behind it that came.
+        to: u64,
+    },
+
     // Ours.
     /// TLS could not be set up.
     #[error("TLS: {0}")]
@@ -251,6 +308,14 @@ fn escaped(error: &impl std::fmt::Display) -> String {
     escape_for_terminal(error.to_string().as_bytes())
 }
 
+fn describe_loss(cause: &ConnectionError, gave_up: Option<&str>) -> String {
+    let cause = escaped(cause);
+    match gave_up {
+        Some(why) => format!("{cause}; {}", escape_for_terminal(why.as_bytes())),
+        None => cause,
+    }
+}
+
 fn describe_refusal(refused: &Refused) -> String {
     if refused.message.is_empty() {
         return format!("the server refused: {}", refused.reason.as_str());
@@ -259,6 +324,10 @@ fn describe_refusal(refused: &Refused) -> String {
 }
 
 impl Error {
+    pub(crate) fn answer_to_another_question() -> Self {
+        Self::QueryFailed { message: "it answered another one".to_owned() }
+    }
+
     /// The step that failed.
     #[must_use]
     pub fn phase(&self) -> Phase {
@@ -276,6 +345,8 @@ impl Error {
             | Self::Local(_)
             | Self::NoLauncher
             | Self::SessionEnded
+            | Self::QueryLost { .. }
+            | Self::TooLate
             | Self::Tls { .. }
             | Self::TlsSetup(_)
             | Self::TaskFailed => Phase::Connect,
@@ -287,17 +358,22 @@ impl Error {
             | Self::NoKeys { .. }
             | Self::HostKey(_)
             | Self::KeysRefused { .. }
+            | Self::NeedsPerson { .. }
             | Self::Sign(_)
             | Self::LoginLink { .. }
             | Self::Login { .. } => Phase::Authenticate,
-            Self::Open(_) | Self::Unavailable { .. } => Phase::Authorize,
-            Self::NotStarted(refused) => refused.phase,
+            Self::Open(_)
+            | Self::Unavailable { .. }
+            | Self::Ambiguous { .. }
+            | Self::QueryFailed { .. } => Phase::Authorize,
+            Self::NotStarted(refused) | Self::Refused(refused) => refused.phase,
             Self::Ssh(failure) => failure.phase,
             Self::ConnectTimeout { phase, .. }
             | Self::LinkLost { phase, .. }
+            | Self::NotResumed { phase, .. }
             | Self::Broken { phase, .. } => *phase,
             Self::OutputTooLong { .. } => Phase::Run,
-            Self::SealMismatch { .. } => Phase::Stream,
+            Self::SealMismatch { .. } | Self::OutputLost { .. } => Phase::Stream,
         }
     }
 
@@ -309,9 +385,12 @@ impl Error {
             | Self::LoginLink { started, .. }
             | Self::LinkLost { started, .. }
             | Self::Login { started, .. }
+            | Self::NotResumed { started, .. }
             | Self::Broken { started, .. } => *started,
             Self::NotStarted(refused) => refused.started,
-            Self::OutputTooLong { .. } | Self::SealMismatch { .. } => Started::Yes,
+            Self::OutputTooLong { .. } | Self::SealMismatch { .. } | Self::OutputLost { .. } => {
+                Started::Yes
+            }
             _ => Started::No,
         }
     }
@@ -337,7 +416,8 @@ impl Error {
             | Self::Sign(_) => "no_key",
             Self::KeysRefused { .. } => "login_refused",
             Self::LoginLink { .. } | Self::Login { .. } => "login_failed",
-            Self::NotStarted(refused) => refused.reason.as_str(),
+            Self::NotStarted(refused) | Self::Refused(refused) => refused.reason.as_str(),
+            Self::NeedsPerson { .. } => "no_key",
             Self::Ssh(failure) => failure.reason,
             Self::Open(_) => "too_many",
             _ => "other",
@@ -372,6 +452,13 @@ impl Error {
             }
             Self::Unlock(_) => "unlock the key with `ssh-add`, or run this on a terminal",
             Self::HostKey(problem) => return Some(problem.hint()),
+            Self::LinkLost { job: Some(job), .. } => {
+                return Some(format!(
+                    "it may still run there: `afar attach {job}` goes on with it, `afar kill {job}` \
+                     ends it"
+                ));
+            }
+            Self::Ambiguous { .. } => "give more of the id; `afar ps` lists them",
             Self::NoHome => "set HOME",
             _ => return None,
         };
@@ -397,6 +484,8 @@ mod tests {
             phase: Phase::Run,
             started: Started::Yes,
             cause: ConnectionError::PeerClosed(goodbye),
+            gave_up: None,
+            job: None,
         };
         for text in [login.to_string(), lost.to_string()] {
             assert!(text.ends_with(r"other: \x1b[2J\u{202e}"), "{text}");

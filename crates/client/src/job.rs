@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use afar_proto::connection::Stream;
-use afar_proto::message::{JobId, Opened};
+use afar_proto::message::{Attached, JobId, Opened};
 use afar_proto::outcome::ExitReport;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Semaphore;
@@ -24,17 +24,38 @@ const CONSUMED_BYTES_GATHERED: usize = 64 * 1024;
 pub enum JobEvent {
     /// The process was started.
     Started(Opened),
+    /// The job was there already, started by an earlier request with its id, or to be attached to.
+    Attached(Attached),
     /// The process wrote something. Every byte of a stream comes once and in order; the two streams
     /// come in the order in which the server read them.
     Output(Chunk),
+    /// Bytes of an output stream that are not there any more: they were released or dropped before
+    /// they could be told.
+    Gap {
+        /// The stream.
+        stream: Stream,
+        /// Offset of the first byte that is missing.
+        from: u64,
+        /// Offset of the next byte that will come.
+        to: u64,
+    },
     /// An output stream has ended.
     OutputEnd(Stream),
     /// The job takes no more of its stdin: it closed it, or has ended.
     StdinClosed,
     /// The process has ended. Output may still come.
     Exit(ExitReport),
+    /// The link is lost. The job goes on, and so does this handle as soon as there is another link.
+    Disconnected {
+        /// How it was lost, in one line that may be shown.
+        cause: String,
+    },
+    /// There is a link again.
+    Reconnected,
     /// Everything has come that will: the last event.
     Finished(Box<Finished>),
+    /// The job goes on without this handle, as was asked for: the last event.
+    Detached,
 }
 
 /// A piece of output.
@@ -79,7 +100,8 @@ pub struct Output {
 ///
 /// **Dropping a job that has not finished cancels it**: the server ends the process and everything
 /// it has started. Whoever is not interested in the output takes it all the same, or stops it with
-/// [`Job::stop`].
+/// [`Job::stop`]; whoever wants it to go on alone leaves it with [`Job::detach`]. A job that is only
+/// watched is not cancelled.
 #[derive(Debug)]
 pub struct Job {
     key: JobKey,
@@ -93,6 +115,7 @@ pub struct Job {
 }
 
 /// The session's side of a job's wires.
+#[derive(Debug)]
 pub(crate) struct JobWires {
     pub(crate) events: EventSender,
     pub(crate) stdin_room: Arc<Semaphore>,
@@ -110,13 +133,14 @@ impl Job {
         (job, wires)
     }
 
-    /// The job's id.
+    /// The job's id, as far as it was given: of one that was attached to by the beginning of its id,
+    /// [`JobEvent::Attached`] has the whole.
     #[must_use]
     pub fn id(&self) -> &JobId {
         &self.id
     }
 
-    /// The next event; `None` after [`JobEvent::Finished`].
+    /// The next event; `None` after [`JobEvent::Finished`] or [`JobEvent::Detached`].
     ///
     /// The bytes of a [`JobEvent::Output`] count as consumed when the *next* event is asked for;
     /// only then may the server send as many more. Cancellation safe: no event is lost.
@@ -132,7 +156,7 @@ impl Job {
                     *consumed += chunk.bytes.len();
                 }
             }
-            Some(JobEvent::Finished(_)) | None => self.finished = true,
+            Some(JobEvent::Finished(_) | JobEvent::Detached) | None => self.finished = true,
             Some(_) => {}
         }
         event
@@ -154,6 +178,12 @@ impl Job {
     /// pipe there, as it would here. The other stream and the end still come.
     pub fn stop(&self, stream: Stream) {
         self.requests.send(Request::Stop { job: self.key, stream });
+    }
+
+    /// Leaves the job, which goes on: [`JobEvent::Detached`] is the last event then. What it writes is
+    /// kept for whoever attaches to it.
+    pub fn detach(&self) {
+        self.requests.send(Request::Detach { job: self.key });
     }
 
     /// Gives the job up: the server ends the process (TERM, then KILL) and everything it has

@@ -28,11 +28,15 @@
 //! - A [`Job`] that is dropped before its end is cancelled, with everything that it has started.
 //! - A [`Session`] that is closed cancels what still runs on it. One that is only dropped lasts
 //!   until its last job is.
-//! - A link that is lost is told to every job on it: [`Outcome::started`] and [`Outcome::end`] say
-//!   what is known, and `unknown` what is not. Nothing is ever guessed, and nothing started twice.
+//! - A link that is lost is made again, and every job goes on exactly where it was, in both
+//!   directions; the job's process notices nothing of it. Where there is no other link in time
+//!   ([`ClientBuilder::reconnect_for`]), [`Outcome::started`] and [`Outcome::end`] say what is known,
+//!   and `unknown` what is not. Nothing is ever guessed, and nothing started twice.
 //! - A consumer that does not take a job's events stalls that job and no other.
 
 mod accepted_keys;
+mod attachment;
+mod backoff;
 mod classic;
 mod client;
 mod command;
@@ -52,11 +56,15 @@ mod ssh;
 mod ssh_config_files;
 
 pub use afar_core::ssh_config::Place;
-pub use afar_core::target::{Destination, Target, TargetError};
+pub use afar_core::target::{Destination, JobTarget, Target, TargetError};
 pub use afar_proto::classic::limits::READ_BYTES as CLASSIC_READ_BYTES;
 pub use afar_proto::connection::Stream;
-pub use afar_proto::message::{JobId, JobIdError, Opened, SessionName, SessionNameError};
-pub use afar_proto::outcome::{End, ExitReport, Phase, Receipt, Started};
+pub use afar_proto::message::{
+    Attached, JobId, JobIdError, JobInfo, JobPage, JobState, OnDisconnect, Opened, Overflow,
+    SessionName, SessionNameError, StreamInfo,
+};
+pub use afar_proto::outcome::{End, ExitReport, Phase, Receipt, SealDetail, Started};
+pub use attachment::{Attachment, JobRef};
 pub use classic::{CLASSIC_PORT, ClassicConnection, ClassicError};
 pub use client::{
     Account, AccountLookup, CONNECT_TIMEOUT, Client, ClientBuilder, DELEGATION, HostStanding,
@@ -67,7 +75,8 @@ pub use error::{Error, SshFailure};
 pub use host_keys::{HostKeyProblem, HostKeyQuestion, KnownFingerprint};
 pub use identities::{KeySource, OfferedCertificate, OfferedKey};
 pub use job::{Chunk, Finished, Job, JobEvent, Output, Stdin, StdinClosed};
-pub use outcome::{Outcome, StreamOutcome, format_time};
+pub use limits::RECONNECT_FOR;
+pub use outcome::{Outcome, StreamOutcome, Verified, format_time};
 pub use prompt::{Answer, LockedIdentity, NoPrompt, Notice, Prompt};
 pub use route::{DEFAULT_PORT, ResolvedHost};
 pub use session::Session;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use afar_proto::outcome::{End, ExitReport, Phase, Receipt, Seal, Started, StreamSeal};
+use afar_proto::gaps::Gaps;
+use afar_proto::outcome::{End, ExitReport, Phase, Receipt, Seal, SealDetail, Started, StreamSeal};
 use serde::{Serialize, Serializer};
 
 /// What became of a job, as `--result` and the last event of `--json` hold it.
@@ -31,6 +32,12 @@ pub struct Outcome {
     pub sys_s: Option<f64>,
     /// Largest resident set, in bytes.
     pub max_rss_bytes: Option<u64>,
+    /// Bytes read from storage. Not there where the kernel does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_bytes: Option<u64>,
+    /// Bytes written to storage. Not there where the kernel does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub written_bytes: Option<u64>,
     /// The output streams by name: `stdout`, `stderr`.
     pub streams: Option<BTreeMap<String, StreamOutcome>>,
     /// Whether another process still held an output stream open when the drain time was over.
@@ -39,10 +46,26 @@ pub struct Outcome {
     /// before it, so that what earlier commands had set is lost. Not there if false.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub session_restarted: bool,
+    /// Why the server ended it, where `end` does not say: `output_quota`. Not there otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<SealDetail>,
+    /// How far what arrived was held against the seal: `whole`, or `suffix` where a part had gone
+    /// before this client came; null until the seal has come.
+    pub verified: Option<Verified>,
     /// How often the connection was made again meanwhile.
     pub reconnects: u32,
     /// What failed, in one line; null unless afar or the start failed.
     pub error: Option<String>,
+}
+
+/// How far the output was held against its seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verified {
+    /// Every byte, by count and hash.
+    Whole,
+    /// What came after this client did, by count.
+    Suffix,
 }
 
 /// One output stream of an [`Outcome`].
@@ -54,6 +77,10 @@ pub struct StreamOutcome {
     pub blake3: String,
     /// Whether the stream ended by itself; false if it was stopped, or left open by another process.
     pub complete: bool,
+    /// Ranges that were dropped as it was asked for, as (first offset, offset after the last). Not
+    /// there if none were.
+    #[serde(skip_serializing_if = "Gaps::is_empty")]
+    pub gaps: Gaps,
 }
 
 impl Outcome {
@@ -102,9 +129,13 @@ impl Outcome {
             user_s: None,
             sys_s: None,
             max_rss_bytes: None,
+            read_bytes: None,
+            written_bytes: None,
             streams: None,
             streams_left_open: None,
             session_restarted: false,
+            detail: None,
+            verified: None,
             reconnects: 0,
             error: None,
         }
@@ -125,6 +156,7 @@ impl Outcome {
         self.streams = Some(streams.collect());
         self.streams_left_open = Some(seal.streams_left_open);
         self.session_restarted = seal.session_restarted;
+        self.detail = seal.detail;
         self
     }
 
@@ -134,6 +166,8 @@ impl Outcome {
         self.sys_s = Some(seconds(receipt.sys_us));
         // A process has some; of a command of a session nobody knows (`W-7.6`).
         self.max_rss_bytes = Some(receipt.max_rss_bytes).filter(|bytes| *bytes > 0);
+        self.read_bytes = receipt.read_bytes;
+        self.written_bytes = receipt.written_bytes;
     }
 }
 
@@ -144,7 +178,8 @@ fn stream_outcome(seal: &StreamSeal) -> StreamOutcome {
         let _ = write!(hex, "{byte:02x}");
         hex
     });
-    StreamOutcome { bytes: seal.bytes, blake3, complete: seal.complete }
+    let gaps = seal.gaps.clone();
+    StreamOutcome { bytes: seal.bytes, blake3, complete: seal.complete, gaps }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "microseconds of 285 years are exact in an f64")]
@@ -218,6 +253,7 @@ mod tests {
                 "stderr": {"bytes": 0, "blake3": empty, "complete": true},
             },
             "streams_left_open": false,
+            "verified": null,
             "reconnects": 0,
             "error": null,
         });

@@ -52,7 +52,7 @@ pub(crate) async fn connect(
     let command = command(options, destination);
     let prompt = Arc::clone(&options.prompt);
     let on_line = move |line: &str| prompt.notice(&Notice::Ssh(line.to_owned()));
-    let after = timeout(options, can_ask());
+    let after = timeout(options, !options.unattended && can_ask());
     let reached = tokio::time::timeout(after, reach(&command, Box::new(on_line))).await;
     let SshLink { transport, rest, printed } = match reached {
         Ok(Ok(link)) => link,
@@ -79,6 +79,9 @@ fn command(options: &Options, destination: &Destination) -> SshCommand {
     // The user's limit is for a host that does not answer; ssh alone knows when it did.
     let seconds = options.connect_timeout.as_millis().div_ceil(1000).max(1);
     words.push(format!("-oConnectTimeout={seconds}").into());
+    if options.unattended {
+        words.push("-oBatchMode=yes".into());
+    }
     let mut option = |name: &str, value: OsString| words.extend([name.into(), value]);
     match &options.ssh_config {
         SshConfig::User => {}
@@ -274,6 +277,13 @@ mod tests {
         let words = words(&command);
         assert!(words.windows(2).any(|pair| pair == ["-l", "bob"]), "{words:?}");
         assert!(words.windows(2).any(|pair| pair == ["-p", "22"]), "{words:?}");
+    }
+
+    #[test]
+    fn nobody_is_asked_by_ssh_where_nobody_is_there() {
+        let client = Client::builder().build().unattended();
+        let command = command(&client.options, &destination(None, None));
+        assert_eq!(words(&command), ["-oConnectTimeout=10", "-oBatchMode=yes"]);
     }
 
     #[test]

@@ -40,6 +40,7 @@ mod pattern;
 pub mod policy;
 pub mod record;
 pub mod revocation;
+pub mod size;
 pub mod spool;
 pub mod ssh_config;
 pub mod target;

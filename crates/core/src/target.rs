@@ -131,6 +131,17 @@ impl JobTarget {
     pub fn parse(text: &str) -> Result<Self, TargetError> {
         parse_job(text).map_err(|problem| TargetError::new(text.as_bytes(), problem))
     }
+
+    /// [`Self::parse`] for an argument as the system gives it.
+    ///
+    /// # Errors
+    /// As there; also what is not UTF-8.
+    pub fn parse_bytes(text: &[u8]) -> Result<Self, TargetError> {
+        match std::str::from_utf8(text) {
+            Ok(text) => Self::parse(text),
+            Err(_) => Err(TargetError::new(text, Problem::NotUtf8)),
+        }
+    }
 }
 
 impl TargetError {

@@ -13,7 +13,7 @@ use crate::commands::{account, block_on, run};
 use crate::console::{Verbosity, say};
 use crate::exit::Exit;
 use crate::prompt::TerminalPrompt;
-use crate::run::{RunOptions, Signals, execute, stdin_is_null};
+use crate::run::{JobName, Leaving, RunOptions, Signals, Wanted, execute, stdin_is_null};
 use place::Place;
 use server::Server;
 
@@ -76,9 +76,11 @@ async fn demonstrate(
         result: None,
         verbosity,
         argv: args.argv.iter().map(|word| word.clone().into_vec()).collect(),
+        leaving: Leaving::Cancels,
+        job_name: JobName::of(&target),
     };
-    let command = run::command(args.command, args.argv);
-    let exit = execute(&client, &target, command, options, signals).await;
+    let wanted = Wanted::Start(Box::new(run::command(args.command, args.argv)));
+    let exit = execute(&client, &target, wanted, options, signals).await;
     // In this order: what runs, then where it runs.
     drop(server);
     drop(place);

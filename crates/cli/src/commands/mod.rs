@@ -1,27 +1,36 @@
 //! The subcommands, a file each.
 
 pub(crate) mod as_user;
+pub(crate) mod attach;
 pub(crate) mod classic;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod demo;
 pub(crate) mod keys;
+pub(crate) mod kill;
+pub(crate) mod logs;
 pub(crate) mod man;
+pub(crate) mod ps;
 pub(crate) mod repl;
+pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod stdio;
 pub(crate) mod supervisor;
 pub(crate) mod trust;
+pub(crate) mod wait;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use afar_client::{Account, Error, Target};
+use afar_client::{Account, Destination, Error, JobId, JobRef, Session, Target};
+use afar_core::escape::escape_bounded;
+use afar_core::target::JobTarget;
 
 use crate::args::ConnectArgs;
 use crate::console;
@@ -61,6 +70,74 @@ pub(crate) fn settle(
     Ok((target, settings))
 }
 
+/// The job that a command is about, and what is in effect for its target. What stands behind the
+/// target is its id, or the beginning of that.
+pub(crate) fn settle_job(
+    job: &OsStr,
+    connect: &ConnectArgs,
+) -> Result<(Target, JobRef, ConnectSettings), Error> {
+    let JobTarget { target, job } = JobTarget::parse_bytes(job.as_bytes())?;
+    let settings = ConnectSettings::settle(connect, Some(&target))?;
+    // It has the form of an id, or it would be no job's.
+    let id = JobId::new(&job).map_err(|error| Error::Configuration(error.to_string()))?;
+    Ok((target, JobRef::prefix(id), settings))
+}
+
+/// What names a job on the command line: its target, with the user and the port that options have
+/// given, and its id.
+pub(crate) fn job_place(target: &Target, connect: &ConnectArgs, job: &JobId) -> String {
+    let complete = |destination: &Destination| Destination {
+        user: destination.user.clone().or_else(|| connect.login.clone()),
+        port: destination.port.or(connect.port),
+        ..destination.clone()
+    };
+    let target = match target {
+        Target::Host(destination) => Target::Host(complete(destination)),
+        Target::Ssh(destination) => Target::Ssh(complete(destination)),
+        other => other.clone(),
+    };
+    format!("{target}/{job}")
+}
+
+/// Asks about jobs one after the other, over one connection for those of one target. Whatever fails
+/// is said, and the others have their turn all the same.
+pub(crate) async fn for_each_job(
+    jobs: &[OsString],
+    connect: &ConnectArgs,
+    ask: impl AsyncFn(Arc<Session>, JobRef) -> Result<(), Error>,
+) -> Exit {
+    let mut exit = Exit::Status(0);
+    let mut sessions: Vec<(Target, Arc<Session>)> = Vec::new();
+    for job in jobs {
+        let asked = async {
+            let (target, job, settings) = settle_job(job, connect)?;
+            let known = sessions.iter().find(|(known, _)| *known == target);
+            let session = match known {
+                Some((_, session)) => Arc::clone(session),
+                None => {
+                    let client = settings.client().launcher(launch_supervisor).build();
+                    let session = Arc::new(client.connect(&target).await?);
+                    sessions.push((target, Arc::clone(&session)));
+                    session
+                }
+            };
+            ask(session, job).await
+        };
+        if let Err(error) = asked.await {
+            exit = fail_about(job, &error);
+        }
+    }
+    exit
+}
+
+/// Says that a command failed for one of several jobs.
+fn fail_about(job: &OsStr, error: &Error) -> Exit {
+    let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+    let job = escape_bounded(job.as_bytes(), 120);
+    console::say(&format!("{job}: {error}{hint}"));
+    Exit::Failed
+}
+
 /// Runs a command's async part. One thread is enough for a client, and quicker to start.
 pub(crate) fn block_on<F: Future<Output = Exit>>(future: F) -> Exit {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -91,6 +168,28 @@ pub(crate) fn with_port(address: &str, port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_is_named_with_what_options_have_given() {
+        use clap::Parser as _;
+        let line = ["afar", "ps", "-l", "ann", "-p", "7", "web"];
+        let crate::args::Command::Ps(args) = crate::args::Cli::parse_from(line).command else {
+            panic!("not ps");
+        };
+        let id = JobId::new("x").unwrap();
+        for (target, place) in [
+            ("web", "ann@web:7/x"),
+            ("bob@web:8", "bob@web:8/x"),
+            ("afar://local", "ann@local:7/x"),
+            ("ssh://bob@[::1]", "ssh://bob@[::1]:7/x"),
+            ("local", "local/x"),
+        ] {
+            let target = Target::parse(target).unwrap();
+            let shown = job_place(&target, &args.connect, &id);
+            let shown = shown.strip_prefix("afar://").unwrap_or(&shown);
+            assert_eq!(shown, place);
+        }
+    }
 
     #[test]
     fn an_address_without_a_port_gets_the_default() {

@@ -5,11 +5,11 @@ use std::os::unix::ffi::OsStringExt as _;
 
 use afar_client::Command;
 
-use crate::args::{CommandArgs, RunArgs};
-use crate::commands::{block_on, launch_supervisor, settle};
+use crate::args::{CommandArgs, LastingArgs, OnDisconnectWord, RunArgs};
+use crate::commands::{block_on, job_place, launch_supervisor, settle};
 use crate::console::say_failure;
 use crate::exit::Exit;
-use crate::run::{RunOptions, Signals, execute, stdin_is_null};
+use crate::run::{JobName, Leaving, RunOptions, Signals, Wanted, execute, stdin_is_null};
 
 /// Runs the command and ends as it did.
 pub(crate) fn cmd_run(args: RunArgs) -> Exit {
@@ -21,12 +21,16 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
         }
     };
     let client = settings.client().launcher(launch_supervisor).build();
+    let (connect, named) = (args.connect.clone(), target.clone());
+    let keeps = args.lasting.on_disconnect == Some(OnDisconnectWord::Keep);
     let options = RunOptions {
-        stdin: !args.no_stdin && !stdin_is_null(),
+        stdin: !args.no_stdin && !args.lasting.detach && !stdin_is_null(),
         json: args.json,
         result: args.result,
         verbosity: args.connect.verbosity(),
         argv: args.argv.iter().map(|word| word.clone().into_vec()).collect(),
+        leaving: if keeps { Leaving::Keeps } else { Leaving::Cancels },
+        job_name: JobName(Box::new(move |job| job_place(&named, &connect, job))),
     };
     let mut command = command(args.command, args.argv).merge(args.merge);
     // Those of the command line last: the last value of a name counts.
@@ -51,12 +55,37 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
     if let Some(id) = args.id {
         command = command.id(id);
     }
+    let wanted = Wanted::Start(Box::new(lasting(command, &args.lasting)));
     block_on(async {
         match Signals::install() {
-            Ok(signals) => execute(&client, &target, command, options, signals).await,
+            Ok(signals) => execute(&client, &target, wanted, options, signals).await,
             Err(exit) => exit,
         }
     })
+}
+
+/// The command with what makes it outlive its client, and what bounds it.
+fn lasting(command: Command, args: &LastingArgs) -> Command {
+    let mut command = command.detach(args.detach);
+    if let Some(word) = args.on_disconnect {
+        command = command.on_disconnect(word.into());
+    }
+    if let Some(keep) = args.keep {
+        command = command.keep(keep);
+    }
+    if let Some(word) = args.overflow {
+        command = command.overflow(word.into());
+    }
+    if let Some(bytes) = args.memory {
+        command = command.memory_max(bytes);
+    }
+    if let Some(milli) = args.cpu {
+        command = command.cpu_max(milli);
+    }
+    if let Some(pids) = args.pids {
+        command = command.pids_max(pids);
+    }
+    command
 }
 
 /// The script, or else the argv.

@@ -10,6 +10,10 @@ use serde::Serialize;
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Line<'a> {
     Started { job: &'a str, pid: u32, started_at: Option<String> },
+    Attached { job: &'a str, pid: Option<u32>, started_at: Option<String> },
+    Gap { stream: &'static str, from: u64, to: u64 },
+    Disconnected { cause: &'a str },
+    Reconnected,
     Output { stream: &'static str, offset: u64, time_s: f64, data: ByteString },
     End { stream: &'static str },
     Exit { end: &'a afar_client::End, wall_s: f64, user_s: f64, sys_s: f64, max_rss_bytes: u64 },
@@ -25,6 +29,16 @@ pub(super) fn line(event: &JobEvent) -> Bytes {
             pid: opened.pid,
             started_at: format_time(opened.started_at_us),
         }),
+        JobEvent::Attached(attached) => encode(&Line::Attached {
+            job: attached.job.as_str(),
+            pid: attached.pid,
+            started_at: attached.started_at_us.and_then(format_time),
+        }),
+        JobEvent::Gap { stream, from, to } => {
+            encode(&Line::Gap { stream: stream.name(), from: *from, to: *to })
+        }
+        JobEvent::Disconnected { cause } => encode(&Line::Disconnected { cause }),
+        JobEvent::Reconnected => encode(&Line::Reconnected),
         JobEvent::Output(chunk) => encode(&Line::Output {
             stream: chunk.stream.name(),
             offset: chunk.offset,
@@ -92,6 +106,28 @@ mod tests {
             json!({"event": "started", "job": "j1", "pid": 42,
                    "started_at": "2026-11-22T10:00:00.000000Z"})
         );
+        let attached = afar_client::Attached {
+            job: JobId::new("j1").unwrap(),
+            pid: None,
+            started_at_us: Some(1_795_341_600_000_000),
+            streams: std::collections::BTreeMap::new(),
+            stdin: None,
+        };
+        assert_eq!(
+            parse(&line(&JobEvent::Attached(attached))),
+            json!({"event": "attached", "job": "j1", "pid": null,
+                   "started_at": "2026-11-22T10:00:00.000000Z"})
+        );
+        assert_eq!(
+            parse(&line(&JobEvent::Gap { stream: Stream::Stdout, from: 3, to: 9 })),
+            json!({"event": "gap", "stream": "stdout", "from": 3, "to": 9})
+        );
+        let cause = "the connection was cut".to_owned();
+        assert_eq!(
+            parse(&line(&JobEvent::Disconnected { cause })),
+            json!({"event": "disconnected", "cause": "the connection was cut"})
+        );
+        assert_eq!(parse(&line(&JobEvent::Reconnected)), json!({"event": "reconnected"}));
         assert_eq!(
             output(b"a\nb"),
             json!({"event": "output", "stream": "stderr", "offset": 7, "time_s": 0.0015,
@@ -102,8 +138,7 @@ mod tests {
             parse(&line(&JobEvent::OutputEnd(Stream::Stdout))),
             json!({"event": "end", "stream": "stdout"})
         );
-        let receipt =
-            Receipt { wall_us: 2, user_us: 1, sys_us: 0, max_rss_bytes: 9, ..Receipt::default() };
+        let receipt = Receipt { wall_us: 2, user_us: 1, max_rss_bytes: 9, ..Receipt::default() };
         let report = ExitReport { end: End::Exited { code: 3 }, receipt };
         assert_eq!(
             parse(&line(&JobEvent::Exit(report))),

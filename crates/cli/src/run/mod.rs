@@ -4,30 +4,34 @@
 //! Blocking reads and writes of inherited descriptors happen on threads of their own, so that a
 //! stopped reader of our stdout stops neither the connection's keepalives nor Ctrl-C.
 
+mod ending;
 mod events;
 mod output;
 mod report;
 mod result_file;
 mod signals;
+mod status_line;
 mod stdin;
 
 pub(crate) use output::Output;
-pub(crate) use report::{say_end, say_note};
+pub(crate) use report::{say_end, say_gap, say_note};
 pub(crate) use signals::Signals;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use afar_client::{
-    Client, Command, End, Error, Finished, Job, JobEvent, Opened, Outcome, Phase, Started, Stream,
-    Target,
+    Attached, Attachment, Client, Command, Error, Job, JobEvent, JobId, Phase, Session, Started,
+    Stream, Target,
 };
 
 use crate::console::{self, Verbosity, say};
 use crate::exit::Exit;
 use crate::prompt;
+use ending::{Ending, Left, Remark};
 use result_file::ResultFile;
 use signals::Action;
+use status_line::StatusLine;
 
 /// How one command is run, on the side of the person or script.
 #[derive(Debug)]
@@ -41,6 +45,45 @@ pub(crate) struct RunOptions {
     pub(crate) verbosity: Verbosity,
     /// The argv, where no shell reads it: for a hint if the program is not found.
     pub(crate) argv: Vec<Vec<u8>>,
+    /// What becomes of the job when the user leaves it.
+    pub(crate) leaving: Leaving,
+    /// How a job is named for other commands.
+    pub(crate) job_name: JobName,
+}
+
+/// What becomes of a job that is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// It is ended.
+    Cancels,
+    /// It goes on.
+    Keeps,
+    /// It goes on, and any signal is meant for us and not for it.
+    AtOnce,
+}
+
+/// Says how a job of this id is named for other commands.
+pub(crate) struct JobName(pub(crate) Box<dyn Fn(&JobId) -> String>);
+
+impl JobName {
+    /// Its target as it is, and its id.
+    pub(crate) fn of(target: &Target) -> Self {
+        let target = target.clone();
+        Self(Box::new(move |job| format!("{target}/{job}")))
+    }
+}
+
+impl std::fmt::Debug for JobName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JobName")
+    }
+}
+
+/// What is run, or gone on with.
+#[derive(Debug)]
+pub(crate) enum Wanted {
+    Start(Box<Command>),
+    Attach(Attachment),
 }
 
 /// Whether our stdin is worth being sent: what can only say "end" need not be asked.
@@ -48,12 +91,12 @@ pub(crate) fn stdin_is_null() -> bool {
     stdin::is_null()
 }
 
-/// Runs the command and shows what comes of it. A signal that has come since `signals` were installed
+/// Runs the command, or goes on with the job, and shows what comes of it. A signal that has come since `signals` were installed
 /// counts.
 pub(crate) async fn execute(
     client: &Client,
     target: &Target,
-    command: Command,
+    wanted: Wanted,
     options: RunOptions,
     mut signals: Signals,
 ) -> Exit {
@@ -65,12 +108,11 @@ pub(crate) async fn execute(
             return Exit::Failed;
         }
     };
-    let command = command.stdin(options.stdin);
     if let Target::Ssh(_) = target {
         prompt::remember();
     }
     let ending = tokio::select! {
-        started = client.start(target, command) => match started {
+        begun = begin(client, target, wanted, options.stdin) => match begun {
             Ok((session, job)) => {
                 let runner = Runner {
                     job: Some(job),
@@ -78,7 +120,8 @@ pub(crate) async fn execute(
                     signals: &mut signals,
                     options: &options,
                     target: target.to_string(),
-                    started: None,
+                    known: None,
+                    status_line: StatusLine::new(target, options.verbosity),
                     ending: None,
                     local_failure: None,
                 };
@@ -99,79 +142,20 @@ pub(crate) async fn execute(
     conclude(ending, &options, output, result, &mut signals).await
 }
 
-/// How it ended, and what afar ends with for it.
-#[derive(Debug)]
-struct Ending {
-    outcome: Outcome,
-    error: Option<Error>,
-    exit: Exit,
-    /// Said in one line, where there is no error that says it.
-    remark: Option<Remark>,
-}
-
-/// A line about an end that no error tells of.
-#[derive(Debug)]
-struct Remark {
-    line: String,
-    /// The least verbosity at which it is said.
-    wanted: Verbosity,
-}
-
-impl Ending {
-    /// There was no job.
-    fn early(target: &str, error: Error) -> Self {
-        let (phase, started) = (error.phase(), error.started());
-        let mut outcome = Outcome::not_started(target, None, phase, error.reason());
-        if started != Started::No {
-            outcome.started = started;
-            outcome.end = End::Unknown;
+/// Connects and asks for the job.
+async fn begin(
+    client: &Client,
+    target: &Target,
+    wanted: Wanted,
+    stdin: bool,
+) -> Result<(Session, Job), Error> {
+    match wanted {
+        Wanted::Start(command) => client.start(target, command.stdin(stdin)).await,
+        Wanted::Attach(attachment) => {
+            let session = client.connect(target).await?;
+            let job = session.attach(attachment);
+            Ok((session, job))
         }
-        outcome.error = Some(error.to_string());
-        Self { outcome, error: Some(error), exit: Exit::Failed, remark: None }
-    }
-
-    /// A signal ended us while we were still on the way.
-    fn interrupted(client: &Client, target: &Target, signal: afar_sys::signals::Signal) -> Self {
-        let mut outcome =
-            Outcome::not_started(&target.to_string(), None, Phase::Connect, "cancelled");
-        if client.request_in_flight() {
-            outcome.phase = Phase::Authenticate;
-            outcome.started = Started::Unknown;
-            outcome.end = End::Unknown;
-        }
-        let clause = console::started_clause(outcome.started);
-        let line = format!("{}: ended by SIG{signal}; {clause}", outcome.phase.as_str());
-        outcome.error = Some(line.clone());
-        let remark = Some(Remark { line, wanted: Verbosity::Normal });
-        Self { outcome, error: None, exit: Exit::Signal(signal), remark }
-    }
-
-    fn finished(finished: Finished) -> Self {
-        let exit = Exit::Status(finished.outcome.status());
-        Self { outcome: finished.outcome, error: finished.error, exit, remark: None }
-    }
-
-    /// The user has left, which cancels the job, if there is one: before the server's answer nobody
-    /// knows, and an end is not made up.
-    fn left(target: &str, job: Option<&str>, opened: Option<&Opened>) -> Self {
-        let mut outcome = Outcome::not_started(target, job, Phase::Run, "cancelled");
-        outcome.started_at = opened.map(|opened| opened.started_at_us);
-        let (did, wanted, exit) = if opened.is_some() {
-            outcome.started = Started::Yes;
-            outcome.end = End::Cancelled;
-            ("left, and the command is cancelled", Verbosity::Normal, Exit::Status(130))
-        } else {
-            outcome.phase = Phase::Spawn;
-            outcome.started = Started::Unknown;
-            outcome.end = End::Unknown;
-            ("left before the server had answered", Verbosity::Quiet, Exit::Failed)
-        };
-        let clause = console::started_clause(outcome.started);
-        let line = format!("{}: {did}; {clause}", outcome.phase.as_str());
-        if outcome.end == End::Unknown {
-            outcome.error = Some(line.clone());
-        }
-        Self { outcome, error: None, exit, remark: Some(Remark { line, wanted }) }
     }
 }
 
@@ -182,10 +166,19 @@ struct Runner<'a> {
     signals: &'a mut Signals,
     options: &'a RunOptions,
     target: String,
-    started: Option<Opened>,
+    /// `Some` iff the server said that there is such a job.
+    known: Option<Known>,
+    status_line: StatusLine,
     ending: Option<Ending>,
     /// Output that could not be delivered here, for another reason than a reader who went away.
     local_failure: Option<String>,
+}
+
+/// A job that the server knows.
+#[derive(Debug)]
+struct Known {
+    job: JobId,
+    started_at_us: Option<u64>,
 }
 
 impl Runner<'_> {
@@ -215,11 +208,15 @@ impl Runner<'_> {
                 Step::Event(Some(event)) => self.handle_event(event),
                 Step::Event(None) => self.ending = Some(self.broken_off()),
                 Step::Signal(Action::Forward(signal)) => {
+                    if self.options.leaving == Leaving::AtOnce {
+                        self.status_line.clear();
+                        return Ending::gone(self.leave(), signal);
+                    }
                     if let Some(job) = &self.job {
                         job.signal(&signal.name());
                     }
                 }
-                Step::Signal(Action::Leave) => return self.cancel(),
+                Step::Signal(Action::Leave) => return self.leave(),
                 Step::Output => {}
             }
         }
@@ -234,18 +231,48 @@ impl Runner<'_> {
                 if self.options.verbosity > Verbosity::Quiet {
                     say_note(&self.target, &opened);
                 }
-                self.started = Some(opened);
-                if let Some(stdin) = self.job.as_mut().and_then(Job::take_stdin) {
-                    // Not before the command has started: what was read for nothing is lost.
-                    stdin::pump(stdin);
-                }
+                let started_at_us = Some(opened.started_at_us);
+                self.begin(Known { job: opened.job, started_at_us });
+            }
+            JobEvent::Attached(attached) => {
+                let Attached { job, started_at_us, .. } = attached;
+                self.begin(Known { job, started_at_us });
             }
             JobEvent::Output(chunk) if !self.options.json => {
                 self.output.push(chunk.stream, chunk.bytes);
             }
-            JobEvent::Finished(finished) => self.ending = Some(Ending::finished(*finished)),
+            JobEvent::Gap { stream, from, to } if self.options.verbosity > Verbosity::Quiet => {
+                say_gap(&self.target, stream, from, to);
+            }
+            JobEvent::Disconnected { cause } => self.status_line.show(&cause),
+            JobEvent::Reconnected => self.status_line.clear(),
+            JobEvent::Finished(finished) => {
+                self.status_line.clear();
+                self.ending = Some(Ending::finished(*finished));
+            }
+            JobEvent::Detached => {
+                self.status_line.clear();
+                self.ending = Some(self.detached());
+            }
             _ => {}
         }
+    }
+
+    fn begin(&mut self, known: Known) {
+        self.known = Some(known);
+        let stdin = self.job.as_mut().and_then(Job::take_stdin);
+        if let Some(stdin) = stdin.filter(|_| self.options.stdin) {
+            // Not before the command has started: what was read for nothing is lost.
+            stdin::pump(stdin);
+        }
+    }
+
+    /// The job goes on by itself, as was asked for at its start: all that is printed is its name.
+    fn detached(&mut self) -> Ending {
+        let Some(known) = &self.known else { return self.broken_off() };
+        let place = (self.options.job_name.0)(&known.job);
+        self.output.push(Stream::Stdout, format!("{place}\n").into());
+        Ending::detached(&self.target, &known.job, known.started_at_us)
     }
 
     /// A reader that went away ends the stream at its source, so that the command meets a closed
@@ -264,7 +291,7 @@ impl Runner<'_> {
 
     /// The connection's task is gone without a last word, which only a fault of ours can cause.
     fn broken_off(&self) -> Ending {
-        let started = if self.started.is_some() { Started::Yes } else { Started::Unknown };
+        let started = if self.known.is_some() { Started::Yes } else { Started::Unknown };
         let message = "the connection's task has ended".to_owned();
         Ending::early(&self.target, Error::Broken { phase: Phase::Run, started, message })
     }
@@ -279,15 +306,29 @@ impl Runner<'_> {
         ending
     }
 
-    fn cancel(mut self) -> Ending {
+    fn leave(mut self) -> Ending {
         // Whatever has come to an end meanwhile is the truth, even if nobody reads our output.
         if let Some(ending) = self.ending.take() {
             return ending;
         }
-        let id = self.job.as_ref().map(|job| job.id().to_string());
-        // Dropping the job cancels it.
-        drop(self.job.take());
-        Ending::left(&self.target, id.as_deref(), self.started.as_ref())
+        let away = self.status_line.is_away();
+        self.status_line.clear();
+        let Some(job) = self.job.take() else { return self.broken_off() };
+        let id = self.known.as_ref().map_or_else(|| job.id().clone(), |known| known.job.clone());
+        let place = (self.options.job_name.0)(&id);
+        let started_at_us = self.known.as_ref().and_then(|known| known.started_at_us);
+        let left = match self.options.leaving {
+            _ if self.known.is_none() => Left::Unanswered,
+            Leaving::Keeps | Leaving::AtOnce => {
+                job.detach();
+                Left::Alone
+            }
+            // Dropping the job cancels it, but there is nobody who could be told.
+            Leaving::Cancels if away => Left::Away,
+            Leaving::Cancels => Left::Cancelled,
+        };
+        drop(job);
+        Ending::left(&self.target, &id, started_at_us, (left, &place))
     }
 }
 
@@ -352,29 +393,4 @@ fn cannot_write(result: &Path, error: &io::Error) -> String {
 /// Says that afar failed at this end: in which phase, what, and whether the command was started.
 fn say_local_failure(phase: Phase, failure: &str, started: Started) {
     say(&format!("{}: {failure}; {}", phase.as_str(), console::started_clause(started)));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_leaves_before_the_answer_is_told_that_nothing_is_known() {
-        let ending = Ending::left("host", Some("j"), None);
-        assert_eq!(ending.outcome.started, Started::Unknown);
-        assert_eq!((&ending.outcome.end, ending.exit), (&End::Unknown, Exit::Failed));
-        let remark = ending.remark.unwrap();
-        assert!(remark.line.ends_with("whether the command was started is not known"));
-        assert_eq!(remark.wanted, Verbosity::Quiet);
-    }
-
-    #[test]
-    fn who_leaves_a_command_that_runs_has_cancelled_it() {
-        let job = afar_client::JobId::new("j").unwrap();
-        let opened = Opened { job, pid: 1, started_at_us: 7, note: None };
-        let ending = Ending::left("host", Some("j"), Some(&opened));
-        assert_eq!(ending.outcome.started, Started::Yes);
-        assert_eq!((&ending.outcome.end, ending.exit), (&End::Cancelled, Exit::Status(130)));
-        assert_eq!(ending.remark.unwrap().wanted, Verbosity::Normal);
-    }
 }

@@ -1,15 +1,20 @@
 //! What is said on stderr about a command that has ended.
 
-use afar_client::{End, Error, Opened, Outcome};
+use afar_client::{End, Error, Opened, Outcome, SealDetail, Stream};
 use afar_core::escape::escape_for_terminal;
 use afar_core::hints::not_found_hint;
 use afar_proto::message::bounded_message;
 use afar_sys::signals::Signal;
 
-use crate::console::{Verbosity, say, say_failure};
+use crate::console::{Verbosity, fail, say, say_failure};
 
 /// Says that afar failed, or could not start the command: with what to do about it.
 pub(super) fn say_error(error: &Error, argv: &[Vec<u8>]) {
+    // Nothing was to be started where a job that exists was asked for.
+    if let Error::Refused(_) = error {
+        fail(error);
+        return;
+    }
     let not_found = matches!(error, Error::NotStarted(refused)
         if refused.reason.as_str() == "not_found");
     let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
@@ -29,12 +34,21 @@ fn note_line(target: &str, opened: &Opened) -> Option<String> {
     Some(format!("{target}: {}", escape_for_terminal(note.as_bytes())))
 }
 
+/// Says that bytes of the output are not there any more.
+pub(crate) fn say_gap(target: &str, stream: Stream, from: u64, to: u64) {
+    let last = to.saturating_sub(1);
+    say(&format!("{target}: bytes {from} to {last} of {} are not there any more", stream.name()));
+}
+
 /// Says how a command ended, where its status alone does not.
 pub(crate) fn say_end(outcome: &Outcome, verbosity: Verbosity, forwarded: &[Signal]) {
     if let Some((line, wanted)) = end_line(&outcome.end, forwarded)
         && verbosity >= wanted
     {
-        say(&line);
+        let quota = outcome.detail == Some(SealDetail::OutputQuota);
+        let why =
+            if quota { ": nobody took its output, and the room for it is used up" } else { "" };
+        say(&format!("{line}{why}"));
     }
     if verbosity >= Verbosity::Verbose {
         let job = outcome.job.as_deref().unwrap_or("-");

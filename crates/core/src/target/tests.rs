@@ -153,6 +153,8 @@ fn jobs_on_targets() {
     assert_eq!(problem("web[1-2]/x"), Problem::SetForHost);
     assert_eq!(problem("a/b/c"), Problem::JobForHost);
     assert!(JobTarget::parse(&format!("web/{}", "x".repeat(64))).is_ok());
+    assert_eq!(JobTarget::parse_bytes(b"web/x"), JobTarget::parse("web/x"));
+    assert_eq!(JobTarget::parse_bytes(b"web/\xff").unwrap_err().problem, Problem::NotUtf8);
     assert!(matches!(problem(&format!("web/{}", "x".repeat(65))), Problem::Job(_)));
 }
 

@@ -1,0 +1,170 @@
+//! How a run ended for whoever has started it: the outcome, what is said, and the exit status.
+
+use afar_client::{Client, End, Error, Finished, JobId, Outcome, Phase, Started, Target};
+use afar_sys::signals::Signal;
+
+use crate::console::{self, Verbosity};
+use crate::exit::Exit;
+
+/// How it ended, and what afar ends with for it.
+#[derive(Debug)]
+pub(super) struct Ending {
+    pub(super) outcome: Outcome,
+    pub(super) error: Option<Error>,
+    pub(super) exit: Exit,
+    /// Said in one line, where there is no error that says it.
+    pub(super) remark: Option<Remark>,
+}
+
+/// A line about an end that no error tells of.
+#[derive(Debug)]
+pub(super) struct Remark {
+    pub(super) line: String,
+    /// The least verbosity at which it is said.
+    pub(super) wanted: Verbosity,
+}
+
+impl Ending {
+    /// There was no job.
+    pub(super) fn early(target: &str, error: Error) -> Self {
+        let (phase, started) = (error.phase(), error.started());
+        let mut outcome = Outcome::not_started(target, None, phase, error.reason());
+        if started != Started::No {
+            outcome.started = started;
+            outcome.end = End::Unknown;
+        }
+        outcome.error = Some(error.to_string());
+        Self { outcome, error: Some(error), exit: Exit::Failed, remark: None }
+    }
+
+    /// A signal ended us while we were still on the way.
+    pub(super) fn interrupted(client: &Client, target: &Target, signal: Signal) -> Self {
+        let mut outcome =
+            Outcome::not_started(&target.to_string(), None, Phase::Connect, "cancelled");
+        if client.request_in_flight() {
+            outcome.phase = Phase::Authenticate;
+            outcome.started = Started::Unknown;
+            outcome.end = End::Unknown;
+        }
+        let clause = console::started_clause(outcome.started);
+        let line = format!("{}: ended by SIG{signal}; {clause}", outcome.phase.as_str());
+        outcome.error = Some(line.clone());
+        let remark = Some(Remark { line, wanted: Verbosity::Normal });
+        Self { outcome, error: None, exit: Exit::Signal(signal), remark }
+    }
+
+    pub(super) fn finished(finished: Finished) -> Self {
+        let exit = Exit::Status(finished.outcome.status());
+        Self { outcome: finished.outcome, error: finished.error, exit, remark: None }
+    }
+
+    /// The job goes on without us, as was asked for at its start.
+    pub(super) fn detached(target: &str, job: &JobId, started_at_us: Option<u64>) -> Self {
+        let outcome = unfinished(target, job, started_at_us);
+        Self { outcome, error: None, exit: Exit::Status(0), remark: None }
+    }
+
+    /// The same for who only looked on: this program ends as the signal ends any.
+    pub(super) fn gone(left: Self, signal: Signal) -> Self {
+        Self { exit: Exit::Signal(signal), remark: None, ..left }
+    }
+
+    /// The user has left. An end is not made up: what is cancelled is known to be only if there was a
+    /// server to be told. `place` is what other commands call the job.
+    pub(super) fn left(
+        target: &str,
+        job: &JobId,
+        started_at_us: Option<u64>,
+        (left, place): (Left, &str),
+    ) -> Self {
+        let mut outcome = unfinished(target, job, started_at_us);
+        let (did, wanted) = match left {
+            Left::Cancelled => ("left, and the command is cancelled".to_owned(), Verbosity::Normal),
+            Left::Alone => (format!("left, and the command goes on: {place}"), Verbosity::Quiet),
+            Left::Away => {
+                let ends = format!("`afar kill {place}` ends it");
+                (
+                    format!("left without a connection, so the command goes on; {ends}"),
+                    Verbosity::Quiet,
+                )
+            }
+            Left::Unanswered => {
+                outcome.phase = Phase::Spawn;
+                outcome.started = Started::Unknown;
+                ("left before the server had answered".to_owned(), Verbosity::Quiet)
+            }
+        };
+        let exit = if left == Left::Cancelled {
+            outcome.end = End::Cancelled;
+            Exit::Status(130)
+        } else {
+            Exit::Failed
+        };
+        let clause = console::started_clause(outcome.started);
+        let line = format!("{}: {did}; {clause}", outcome.phase.as_str());
+        if outcome.end == End::Unknown {
+            outcome.error = Some(line.clone());
+        }
+        Self { outcome, error: None, exit, remark: Some(Remark { line, wanted }) }
+    }
+}
+
+/// How the user has left a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// The server ends it.
+    Cancelled,
+    /// It was to go on.
+    Alone,
+    /// There was no connection over which it could have been ended.
+    Away,
+    /// The server had not said that there is one.
+    Unanswered,
+}
+
+/// A job that runs, of whose end nothing is known here.
+fn unfinished(target: &str, job: &JobId, started_at_us: Option<u64>) -> Outcome {
+    let mut outcome = Outcome::not_started(target, Some(job.as_str()), Phase::Run, "");
+    outcome.started = Started::Yes;
+    outcome.end = End::Unknown;
+    outcome.started_at = started_at_us;
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(left: Left, started_at_us: Option<u64>) -> Ending {
+        Ending::left("host", &JobId::new("j").unwrap(), started_at_us, (left, "ann@host/j"))
+    }
+
+    #[test]
+    fn who_leaves_before_the_answer_is_told_that_nothing_is_known() {
+        let ending = left(Left::Unanswered, None);
+        assert_eq!(ending.outcome.started, Started::Unknown);
+        assert_eq!((&ending.outcome.end, ending.exit), (&End::Unknown, Exit::Failed));
+        let remark = ending.remark.unwrap();
+        assert!(remark.line.ends_with("whether the command was started is not known"));
+        assert_eq!(remark.wanted, Verbosity::Quiet);
+    }
+
+    #[test]
+    fn who_leaves_a_command_that_runs_has_cancelled_it() {
+        let ending = left(Left::Cancelled, Some(7));
+        assert_eq!((ending.outcome.started, ending.outcome.started_at), (Started::Yes, Some(7)));
+        assert_eq!((&ending.outcome.end, ending.exit), (&End::Cancelled, Exit::Status(130)));
+        assert_eq!(ending.remark.unwrap().wanted, Verbosity::Normal);
+    }
+
+    #[test]
+    fn who_leaves_a_command_that_goes_on_is_told_what_it_is_called() {
+        for how in [Left::Alone, Left::Away] {
+            let ending = left(how, Some(7));
+            assert_eq!((&ending.outcome.end, ending.exit), (&End::Unknown, Exit::Failed));
+            let remark = ending.remark.unwrap();
+            assert!(remark.line.contains("ann@host/j"), "{}", remark.line);
+            assert_eq!(remark.wanted, Verbosity::Quiet);
+        }
+    }
+}
