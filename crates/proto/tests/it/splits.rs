@@ -94,7 +94,7 @@ fn open_all(client: &mut Connection) -> [ChannelId; 9] {
     let detached = OpenSpec { detach: true, ..samples::spec("six") };
     let six = client.open(&detached).unwrap();
     let look = Attach { follow: false, prefix: true, ..samples::attach("sev", 0, 0) };
-    let fresh = ResumeStream { offset: 0, sealer: Some(afar_proto::seal::Sealer::new()) };
+    let fresh = ResumeStream::at(0);
     let streams = Stream::OUTPUTS.map(|stream| (stream, fresh.clone()));
     let seven = client.attach(&look, streams.into()).unwrap();
     let eight = client.open(&samples::spec("eight")).unwrap();
