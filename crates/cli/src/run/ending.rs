@@ -14,6 +14,8 @@ pub(super) struct Ending {
     pub(super) exit: Exit,
     /// Said in one line, where there is no error that says it.
     pub(super) remark: Option<Remark>,
+    /// Whether the job was left as it was meant to be, so that nothing is to be said of its end.
+    pub(super) detached: bool,
 }
 
 /// A line about an end that no error tells of.
@@ -34,7 +36,7 @@ impl Ending {
             outcome.end = End::Unknown;
         }
         outcome.error = Some(error.to_string());
-        Self { outcome, error: Some(error), exit: Exit::Failed, remark: None }
+        Self { outcome, error: Some(error), exit: Exit::Failed, remark: None, detached: false }
     }
 
     /// A signal ended us while we were still on the way.
@@ -50,23 +52,29 @@ impl Ending {
         let line = format!("{}: ended by SIG{signal}; {clause}", outcome.phase.as_str());
         outcome.error = Some(line.clone());
         let remark = Some(Remark { line, wanted: Verbosity::Normal });
-        Self { outcome, error: None, exit: Exit::Signal(signal), remark }
+        Self { outcome, error: None, exit: Exit::Signal(signal), remark, detached: false }
     }
 
     pub(super) fn finished(finished: Finished) -> Self {
         let exit = Exit::Status(finished.outcome.status());
-        Self { outcome: finished.outcome, error: finished.error, exit, remark: None }
+        Self {
+            outcome: finished.outcome,
+            error: finished.error,
+            exit,
+            remark: None,
+            detached: false,
+        }
     }
 
     /// The job goes on without us, as was asked for at its start.
     pub(super) fn detached(target: &str, job: &JobId, started_at_us: Option<u64>) -> Self {
         let outcome = unfinished(target, job, started_at_us);
-        Self { outcome, error: None, exit: Exit::Status(0), remark: None }
+        Self { outcome, error: None, exit: Exit::Status(0), remark: None, detached: true }
     }
 
     /// The same for who only looked on: this program ends as the signal ends any.
     pub(super) fn gone(left: Self, signal: Signal) -> Self {
-        Self { exit: Exit::Signal(signal), remark: None, ..left }
+        Self { exit: Exit::Signal(signal), remark: None, detached: true, ..left }
     }
 
     /// The user has left. An end is not made up: what is cancelled is known to be only if there was a
@@ -105,7 +113,7 @@ impl Ending {
         if outcome.end == End::Unknown {
             outcome.error = Some(line.clone());
         }
-        Self { outcome, error: None, exit, remark: Some(Remark { line, wanted }) }
+        Self { outcome, error: None, exit, remark: Some(Remark { line, wanted }), detached: false }
     }
 }
 

@@ -346,7 +346,7 @@ async fn conclude(
     result: Option<ResultFile>,
     signals: &mut Signals,
 ) -> Exit {
-    let Ending { outcome, error, mut exit, remark } = ending;
+    let Ending { outcome, error, mut exit, remark, detached } = ending;
     if options.json && !output.has_failed(Stream::Stdout) {
         output.push(Stream::Stdout, events::finished_line(&outcome));
     }
@@ -380,7 +380,7 @@ async fn conclude(
         if options.verbosity >= *wanted {
             say(line);
         }
-    } else {
+    } else if !detached {
         say_end(&outcome, options.verbosity, signals.forwarded());
     }
     exit
