@@ -186,7 +186,7 @@ mod tests {
         let mut last = start;
         while let Some(at) = outage.next_attempt(false) {
             assert!(at >= last && at <= start + limit);
-            tokio::time::sleep_until(at).await;
+            tokio::time::sleep_until(at).await; // tidy: simulated, the time is the subject
             last = at;
         }
         assert_eq!(last, start + limit);
