@@ -510,7 +510,7 @@ impl Mine {
         let resume = |stream: Stream| {
             let at = index(stream);
             let sealer = self.sealers[at].clone();
-            (stream, ResumeStream { offset: self.next[at], sealer })
+            (stream, ResumeStream { offset: self.next[at], unconsumed: 0, sealer })
         };
         wanted.map(resume).collect()
     }
