@@ -43,3 +43,52 @@ pub(super) async fn turn_away(mut client: TlsTransport, message: String) {
     };
     let _ = tokio::time::timeout(LINGER, told).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use afar_net::hand_off::HandOff;
+    use tokio::net::TcpStream;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    /// As close to the deadline as is tested.
+    const MOMENT: Duration = Duration::from_millis(2);
+
+    /// A client's connection, with keys that nobody else has.
+    async fn client() -> (TcpStream, TlsTransport) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (theirs, _) = listener.accept().await.unwrap();
+        let direction = [&[7; 32][..], &1_u64.to_be_bytes()].concat();
+        let state = [&0x1301_u16.to_be_bytes()[..], &direction, &direction, &[0; 8]].concat();
+        let state = HandOff::decode(&state).unwrap();
+        let socket = theirs.into_std().unwrap().into();
+        (ours, TlsTransport::from_hand_off(socket, state).unwrap())
+    }
+
+    /// W-9.24
+    #[tokio::test(start_paused = true)]
+    async fn a_supervisor_has_so_long_to_take_a_connection() {
+        let grant = Grant::local("ann", 1000);
+        for takes_after in [HAND_OFF_DEADLINE - MOMENT, HAND_OFF_DEADLINE + MOMENT] {
+            let (_ours, client) = client().await;
+            let (listeners, supervisors) = UnixStream::pair().unwrap();
+            // Nothing more fits in until the supervisor reads.
+            while listeners.try_write(&[0; 4096]).is_ok() {}
+            let began = Instant::now();
+            let reads = async {
+                sleep(takes_after).await;
+                let mut buffer = [0; 65536];
+                supervisors.readable().await.unwrap();
+                while supervisors.try_read(&mut buffer).is_ok_and(|count| count > 0) {}
+            };
+            let (handed_off, ()) = tokio::join!(hand_off(client, listeners, &grant, b""), reads);
+            let waited = began.elapsed();
+            let is_in_time = takes_after < HAND_OFF_DEADLINE;
+            assert_eq!(handed_off.is_ok(), is_in_time, "{waited:?}: {handed_off:?}");
+        }
+    }
+}

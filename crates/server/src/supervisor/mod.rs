@@ -6,6 +6,8 @@
 
 mod confine;
 mod conversation;
+#[cfg(test)]
+mod deadlines;
 mod environment;
 mod job;
 mod jobs;
