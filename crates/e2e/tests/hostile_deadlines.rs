@@ -4,7 +4,7 @@
 
 use std::future::poll_fn;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use afar_net::accept::{AcceptError, Accepted, Admitted, Denied, Gatekeeper, ProvedLogin, accept};
@@ -76,7 +76,7 @@ struct Nobody;
 impl Gatekeeper for Nobody {
     type Grant = ();
 
-    async fn first_accepted(&self, _: &str, _: &[&[u8]], _: IpAddr) -> Result<usize, Denied> {
+    async fn first_accepted(&self, _: &str, _: &[&[u8]], _: SocketAddr) -> Result<usize, Denied> {
         Err(Denied::Refused)
     }
 

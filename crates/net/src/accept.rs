@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use afar_proto::auth::{Attempt, AuthError, Responder, ResponderEvent};
 use afar_proto::message::{AuthOk, AuthQuery, Transcript};
@@ -33,7 +33,7 @@ pub trait Gatekeeper: Sync {
         &self,
         user: &str,
         keys: &[&[u8]],
-        source: IpAddr,
+        source: SocketAddr,
     ) -> impl Future<Output = Result<usize, Denied>> + Send;
 
     /// What `key`, whose possession was proved, is granted for `user`.
@@ -306,7 +306,7 @@ impl Entrance {
         gatekeeper: &G,
     ) -> Result<u32, Denied> {
         let keys: Vec<&[u8]> = query.keys.iter().map(|key| key.0.as_slice()).collect();
-        let found = gatekeeper.first_accepted(&query.user, &keys, self.source.ip()).await?;
+        let found = gatekeeper.first_accepted(&query.user, &keys, self.source).await?;
         u32::try_from(found).map_err(|_| Denied::Refused)
     }
 

@@ -2,7 +2,7 @@
 #![cfg(test)]
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -44,7 +44,7 @@ impl Gatekeeper for Keys {
         &self,
         _user: &str,
         keys: &[&[u8]],
-        _source: IpAddr,
+        _source: SocketAddr,
     ) -> Result<usize, Denied> {
         *self.queries.lock().unwrap() += 1;
         let found = keys.iter().position(|key| self.accepted.iter().any(|known| known == key));

@@ -1,6 +1,6 @@
 //! Logging in at a real listener's door, with a gatekeeper that takes the keys that a test names.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
@@ -51,7 +51,7 @@ impl Gatekeeper for Door {
         &self,
         _user: &str,
         keys: &[&[u8]],
-        _source: IpAddr,
+        _source: SocketAddr,
     ) -> Result<usize, Denied> {
         self.queries.fetch_add(1, Ordering::SeqCst);
         let allowed = self.allowed.lock().unwrap();

@@ -1,7 +1,7 @@
 //! Who may come in: users, their keys, and the ephemeral keys that accepted keys vouched for.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -244,28 +244,29 @@ impl Gatekeeper for Gate {
         &self,
         user: &str,
         keys: &[&[u8]],
-        source: IpAddr,
+        source: SocketAddr,
     ) -> Result<usize, Denied> {
-        let accepted = match self.read_files(user, source).await {
+        let accepted = match self.read_files(user, source.ip()).await {
             Ok(accepted) => accepted,
             Err(Unaccepted { denied, reason }) => {
-                self.log.info(&format!("{source}: no key is accepted: {reason}"));
+                self.log.info(&format!("{source}: no key of {user:?} is accepted: {reason}"));
                 return Err(denied);
             }
         };
         let found = keys.iter().position(|key| {
             let Ok(key) = PublicKeyBlob::from_wire(key.to_vec()) else { return false };
-            let Err(reason) = accepted.judge(&key, source) else { return true };
+            let Err(reason) = accepted.judge(&key, source.ip()) else { return true };
             let voucher = self.delegations.voucher(user, key.as_bytes());
             if voucher.is_some_and(|voucher| {
-                let judged = accepted.judge(&voucher.key, source);
+                let judged = accepted.judge(&voucher.key, source.ip());
                 judged.is_ok_and(|restrictions| voucher.check(&restrictions).is_ok())
             }) {
                 return true;
             }
             // Most clients ask about keys that are not meant for this server; a certificate that is
             // not taken is a mistake of somebody's.
-            let line = format!("{source}: {} would be refused: {reason}", describe(&key));
+            let key_shown = describe(&key);
+            let line = format!("{source}: {user:?} would be refused with {key_shown}: {reason}");
             if key.is_certificate() {
                 self.log.info(&line);
             } else {
@@ -308,7 +309,8 @@ impl Gatekeeper for Gate {
                 Ok(Admitted { grant, delegate_lifetime_s })
             }
             Err(Unaccepted { denied, reason }) => {
-                self.log.info(&format!("{source}: {} refused: {reason}", describe(proved)));
+                let (source, user, key) = (login.source, login.user, describe(proved));
+                self.log.info(&format!("{source}: {user:?} refused with {key}: {reason}"));
                 Err(denied)
             }
         }
@@ -380,7 +382,7 @@ mod tests {
         }
         // W-4.11: they never end, and so nobody can say whether the key is good.
         assert_eq!(gate.admit(&login).await.unwrap_err(), Denied::Unjudged);
-        let asked = gate.first_accepted("ann", &[key.blob().as_bytes()], source.ip()).await;
+        let asked = gate.first_accepted("ann", &[key.blob().as_bytes()], source).await;
         assert_eq!(asked, Err(Denied::Unjudged));
         let free_one = async {
             tokio::task::yield_now().await;
