@@ -357,20 +357,21 @@ impl Machine {
         let owned = self.owner == Some(id);
         let Some(index) = index_of(stream) else { return };
         let Some(source) = self.sources.get_mut(index) else { return };
-        if owned && source.is_open() {
+        let closes = owned && source.is_open();
+        if closes {
             source.end(false);
             self.actions.push_back(Action::CloseOutput(stream));
-            return self.pump_all();
         }
         let Some(at) = self.attachments.iter().position(|attachment| attachment.id == id) else {
             return;
         };
+        // What was not told yet never is: nobody grants room for it any more.
         let cursor = self.attachments.get_mut(at).and_then(|it| it.cursors.get_mut(index));
         if let Some(cursor) = cursor.filter(|cursor| !cursor.over) {
             cursor.over = true;
             self.actions.push_back(Action::Tell(id, Told::End(stream)));
         }
-        self.pump(at);
+        if closes { self.pump_all() } else { self.pump(at) }
     }
 
     /// Whether what this attachment sends reaches the job.

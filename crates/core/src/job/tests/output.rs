@@ -222,6 +222,22 @@ fn what_is_kept_is_not_released_by_acknowledgements() {
 }
 
 #[test]
+fn a_stop_with_output_still_to_come_ends_the_stream_at_once() {
+    // J-2.4: who comes back to more than it takes at a time, and then wants no more of it.
+    let mut rig = Rig::new(Settings::default());
+    rig.leave(A, Leave::Lost);
+    rig.write_all(&[b'x'; 5_000]);
+    rig.attach(&AttachRequest::opening(B));
+    rig.allow(B, 100);
+    rig.machine.stop(B, Stream::Stdout);
+    rig.drain();
+    assert_eq!((rig.heard(B).stdout().len(), &rig.heard(B).ends[..]), (100, &[Stream::Stdout][..]));
+    rig.machine.output_end(Stream::Stderr, true);
+    rig.exit(141);
+    assert!(rig.heard(B).seal.is_some(), "nobody waits for room that nobody grants");
+}
+
+#[test]
 fn a_short_keep_takes_nothing_from_an_owner_that_has_lost_its_link() {
     // J-3.3, J-3.6, on both sides of the longer one.
     let keep = Some(Duration::from_secs(60));
