@@ -565,6 +565,9 @@ impl Supervisor {
             Action::End(cause) => {
                 let job = live.index;
                 host.note(format_args!("job {job} is to end: {cause:?}"));
+                // With nobody there, it is read on whatever it says on its way out, and the oldest of
+                // it is dropped.
+                host.history.excuse(job);
                 match cause {
                     Cause::Timeout => host.history.timed_out(job),
                     _ => host.history.end_wanted(job),
