@@ -38,6 +38,10 @@ struct State {
     /// Both sockets of every connection there was.
     sockets: Vec<TcpStream>,
     closed: bool,
+    /// Where connections go.
+    to: Option<SocketAddr>,
+    /// The address that they come from, if not the one that the system picks.
+    from: Option<Ipv4Addr>,
 }
 
 impl Proxy {
@@ -50,6 +54,7 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared::default());
+        shared.lock().to = Some(to);
         let ours = Arc::clone(&shared);
         std::thread::spawn(move || {
             while let Ok((client, _)) = listener.accept() {
@@ -57,7 +62,7 @@ impl Proxy {
                     return;
                 }
                 // A server that refuses is a connection that ends at once.
-                let Ok(server) = TcpStream::connect(to) else { continue };
+                let Ok(server) = ours.reach() else { continue };
                 ours.connect(client, server);
             }
         });
@@ -79,6 +84,16 @@ impl Proxy {
     /// From now on nothing is read or passed on that way.
     pub fn stall(&self, direction: Direction) {
         self.shared.change(|state| state.stalled[index(direction)] = true);
+    }
+
+    /// From now on, connections go there.
+    pub fn redirect(&self, to: SocketAddr) {
+        self.shared.change(|state| state.to = Some(to));
+    }
+
+    /// From now on, connections come from this address of this machine.
+    pub fn come_from(&self, from: Ipv4Addr) {
+        self.shared.change(|state| state.from = Some(from));
     }
 
     /// Ends [`Proxy::stall`].
@@ -144,6 +159,24 @@ impl Shared {
     fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.lock());
         self.changed.notify_all();
+    }
+
+    fn reach(&self) -> std::io::Result<TcpStream> {
+        let (to, from) = {
+            let state = self.lock();
+            (state.to, state.from)
+        };
+        let to = to.ok_or(ErrorKind::AddrNotAvailable)?;
+        let Some(from) = from else { return TcpStream::connect(to) };
+        let socket = rustix::net::socket_with(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::STREAM,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )?;
+        rustix::net::bind(&socket, &SocketAddr::from((from, 0)))?;
+        rustix::net::connect(&socket, &to)?;
+        Ok(TcpStream::from(socket))
     }
 
     fn connect(self: &Arc<Self>, client: TcpStream, server: TcpStream) {
