@@ -57,7 +57,7 @@ fn a_job_is_ended_or_sent_a_signal_by_the_beginning_of_its_id() {
     let mut follow = about(&host, &["logs", "-f", &job]).spawn();
     assert_eq!(follow.line().as_deref(), Some("ready"));
     one_line(&about(&host, &["kill", &job[..job.len() - 1]]).output(), "more than one job");
-    one_line(&about(&host, &["rm", &job]).output(), "run");
+    one_line(&about(&host, &["rm", &job]).output(), "has not ended");
     about(&host, &["kill", "-s", "USR1", &job]).output().success();
     assert_eq!(follow.line().as_deref(), Some("got"));
     assert_eq!(follow.wait().code(), 0);
