@@ -194,6 +194,11 @@ impl Client {
                 connection.attach(&mine.attach(&plan.spec.job), mine.resumption())
             };
             (mine.channel, mine.open) = (channel.ok(), false);
+            // What was said on another link may never have come.
+            let stopped = Stream::OUTPUTS.into_iter().filter(|stream| mine.stopped[index(*stream)]);
+            if let Some(mut channel) = mine.channel.and_then(|at| connection.channel(at)) {
+                stopped.for_each(|stream| channel.stop(stream));
+            }
             if mine.asked.is_none() {
                 mine.asked = Some((host.now, *link));
                 mine.incarnation.clone_from(&self.incarnation);
@@ -495,7 +500,7 @@ impl Client {
 
 impl Mine {
     fn attach(&self, job: &JobId) -> Attach {
-        let wanted = Stream::OUTPUTS.into_iter().filter(|stream| !self.stopped[index(*stream)]);
+        let wanted = Stream::OUTPUTS.into_iter();
         let offset =
             |stream: Stream| (stream.name().to_owned(), AttachOffset(self.next[index(stream)]));
         let mode = match self.way {
@@ -506,7 +511,7 @@ impl Mine {
     }
 
     fn resumption(&self) -> BTreeMap<Stream, ResumeStream> {
-        let wanted = Stream::OUTPUTS.into_iter().filter(|stream| !self.stopped[index(*stream)]);
+        let wanted = Stream::OUTPUTS.into_iter();
         let resume = |stream: Stream| {
             let at = index(stream);
             let sealer = self.sealers[at].clone();
