@@ -9,7 +9,7 @@ use afar_proto::frame::Kind;
 use afar_proto::json;
 use afar_proto::message::{
     Attach, AttachMode, AttachOffset, AttachStart, JobId, JobQuery, KillQuery, ListQuery,
-    OnDisconnect, OpenSpec, Overflow, Query, Retry,
+    OnDisconnect, OpenSpec, Query, Retry,
 };
 use serde_json::Value;
 
@@ -288,25 +288,47 @@ fn a_detached_job_is_answered_and_left_and_found_again_by_the_beginning_of_its_i
     assert_eq!(client.link.expect(Kind::Refused).json()["reason"], "no_such_job");
 }
 
-/// Writes three megabytes, and then says so.
-const BULK: &str = "head -c 3000000 /dev/zero; echo > ";
-
 #[test]
-fn fault_42_an_unowned_job_overflows_as_it_was_asked_to() {
-    // J-3.2
+fn fault_42_what_nobody_reads_is_kept_on_the_disk_and_told_to_whoever_asks() {
+    // J-3.2, J-3.3, J-3.6, J-3.7
     let host = Host::start();
     let done = host.fifo("done");
-    let bulk = |id: &str, overflow| {
-        let script = format!("{BULK}{}", done.word());
-        OpenSpec { overflow, detach: true, ..lasting(id, &script) }
+    let script = format!("seq 1 400000; seq 1 10 >&2; echo > {}", done.word());
+    let mut client = log_in(&host);
+    client.open(1, &OpenSpec { detach: true, ..lasting("kept", &script) });
+    client.link.expect(Kind::Opened);
+    // One whose client is lost in the middle of it, and who had a part.
+    client.open(3, &lasting("lost", &script));
+    client.hear(3, |heard| heard.stdout.len() > 100_000);
+    drop(client);
+    for _ in 0..2 {
+        assert_eq!(done.line(), "");
+    }
+    host.wait_until_idle();
+    let all: String = (1..=400_000).map(|n| format!("{n}\n")).collect();
+    let check = |channel: u32, client: &mut RawClient| {
+        client.attach(channel, &watch("kept"));
+        let heard = client.finish(channel);
+        let seal = heard.seal.expect("it was waited for");
+        assert!(heard.stdout == all.as_bytes(), "{} {:?}", heard.stdout.len(), heard.gaps);
+        assert_eq!(seal["streams"]["stdout"]["bytes"], all.len());
+        assert_eq!(seal["end"]["code"], 0);
     };
     let mut client = log_in(&host);
-    client.open(1, &bulk("drop", Overflow::Drop));
-    assert_eq!(done.line(), "");
-    client.attach(3, &attach_from("drop", 0));
+    check(1, &mut client);
+    client.attach(3, &attach_from("lost", 50_000));
+    let heard = client.hear(3, |heard| heard.seal.is_some());
+    assert!(heard.stdout == all.as_bytes()[50_000..], "{} {:?}", heard.first, heard.gaps);
+    drop(client);
+    // Another supervisor has it still.
+    let supervisor = host.supervisor().unwrap();
+    supervisor.kill();
+    supervisor.wait();
+    let mut client = log_in(&host);
+    check(1, &mut client);
+    client.attach(3, &attach_from("lost", 390_000));
     let heard = client.finish(3);
-    let first = usize::try_from(heard.first).unwrap();
-    assert_eq!(first + heard.stdout.len(), 3_000_000);
+    assert!(heard.stdout == all.as_bytes()[390_000..], "{} {:?}", heard.first, heard.gaps);
 }
 
 #[test]

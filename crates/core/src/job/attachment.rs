@@ -22,6 +22,8 @@ pub(super) struct Cursor {
     pub(super) room: Allowance,
     /// The offset behind the last byte that is wanted.
     pub(super) until: Option<u64>,
+    /// Whether the next bytes are being read from the spool.
+    pub(super) reading: bool,
     /// Whether the stream has ended for this attachment, or was never wanted.
     pub(super) over: bool,
 }

@@ -33,7 +33,7 @@ impl Piece {
     }
 
     /// What lies from `from` on, at most `bytes_max` of it; `None` if that is nothing.
-    fn part(&self, from: u64, bytes_max: usize) -> Option<Self> {
+    pub(super) fn part(&self, from: u64, bytes_max: usize) -> Option<Self> {
         let skipped = usize::try_from(from.checked_sub(self.offset)?).ok()?;
         let left = self.bytes.len().checked_sub(skipped).filter(|left| *left > 0)?;
         let bytes = self.bytes.slice(skipped..skipped.saturating_add(left.min(bytes_max)));

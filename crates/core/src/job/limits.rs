@@ -9,6 +9,12 @@ pub const RETRY_MARGIN: Duration = Duration::from_secs(5);
 /// Bytes of a stream that are held in memory while nobody owns its job (`J-3.2`).
 pub const HELD_BYTES_MAX: u64 = 1024 * 1024;
 
+/// Bytes of a stream from which on those of a job that nobody owns go to the spool (`J-3.2`).
+pub const SPILL_BYTES: u64 = HELD_BYTES_MAX / 2;
+
+/// Most bytes that are read from the spool at a time for one attachment.
+pub const SPOOL_READ_BYTES: usize = 256 * 1024;
+
 /// Bytes of a stream that its owner may leave unacknowledged; its job's pipe is read no further
 /// (`J-3.1`). Twice the credit that a client grants, of which it acknowledges each quarter.
 pub const UNACKED_BYTES_MAX: u64 = 4 * 1024 * 1024;

@@ -10,14 +10,15 @@ use afar_proto::resume::{Retained, resume};
 use bytes::Bytes;
 
 use super::attachment::{Attachment, Cursor};
+use super::held::Piece;
 use super::limits::{
-    ATTACHMENTS_MAX, DRAIN_MAX, DRAIN_SILENCE, HELD_BYTES_MAX, UNACKED_BYTES_MAX,
-    UNCONFIRMED_LIFETIME,
+    ATTACHMENTS_MAX, DRAIN_MAX, DRAIN_SILENCE, HELD_BYTES_MAX, SPILL_BYTES, SPOOL_READ_BYTES,
+    UNACKED_BYTES_MAX, UNCONFIRMED_LIFETIME,
 };
-use super::source::Source;
+use super::source::{Place, Source};
 use super::{
     Action, Allowance, AttachError, AttachRequest, AttachedAt, AttachmentId, Cause, Exited, Leave,
-    Settings, StdinAt, Told,
+    Settings, SpoolState, StdinAt, Told,
 };
 
 /// One job.
@@ -45,6 +46,7 @@ pub struct Machine {
     confirmed: bool,
     /// Whether somebody has owned it, and has not left it on purpose: it may come back.
     awaited: bool,
+    spool: SpoolState,
     actions: VecDeque<Action>,
 }
 
@@ -94,15 +96,22 @@ impl Machine {
             sealed: None,
             confirmed: false,
             awaited: false,
+            spool: SpoolState::Absent,
             actions: VecDeque::new(),
             settings,
         }
     }
 
-    /// A job that has ended and was confirmed: its outcome can still be told.
+    /// A job that has ended and was confirmed, or whose rest is in the spool: its outcome can still be
+    /// told, and what the spool has from the first of these offsets on, up to the second.
     #[must_use]
-    pub fn ended(seal: Seal) -> Self {
-        let stream = |stream: Stream| Source::ended(stream, seal.streams.get(stream.name()));
+    pub fn ended(seal: Seal, spooled: Option<([u64; 2], [u64; 2])>) -> Self {
+        let (from, to) = spooled.unwrap_or_default();
+        let mut bounds = from.into_iter().zip(to);
+        let stream = |stream: Stream| {
+            let (from, to) = bounds.next().unwrap_or_default();
+            Source::ended(stream, seal.streams.get(stream.name()), from..to)
+        };
         let report = ExitReport { end: seal.end.clone(), receipt: seal.receipt };
         let (silent_at, over_at) = (Instant::ZERO, Instant::ZERO);
         let session_restarted = seal.session_restarted;
@@ -257,13 +266,133 @@ impl Machine {
             return Allowance { bytes: bytes.min(Allowance::of_bytes(unacked).bytes), pieces };
         }
         // Who is being ended, and has things to say on its way out, must not hang in a full pipe.
-        if self.given_up || self.cause.is_some() || self.settings.overflow != Overflow::Block {
+        let spools = self.spool == SpoolState::Open;
+        let drops = self.cause.is_some() || self.settings.overflow != Overflow::Block;
+        if self.given_up || (drops && !spools) {
             return Allowance::UNBOUNDED;
         }
         let room = HELD_BYTES_MAX.saturating_sub(source.held.bytes());
         // What the process wrote before its end is taken in whatever is held already: a pipe's
         // worth, without which nothing could be sealed.
         Allowance::of_bytes(if self.exit.is_some() { room.max(source.owed) } else { room })
+    }
+
+    // The spool.
+
+    /// What the spool takes now. To be told before the first output, and whenever it changes.
+    pub fn spool_is(&mut self, state: SpoolState) {
+        if self.spool != SpoolState::Failed && self.spool != state {
+            self.spool = state;
+            for index in 0..self.sources.len() {
+                self.bound(index);
+            }
+        }
+    }
+
+    /// The next piece to be handed over to the spool, of at most so many bytes: of a job that is kept
+    /// all (`J-3.3`), of one that nobody owns what there is no room for in memory (`J-3.2`).
+    pub fn next_for_spool(&mut self, bytes_max: usize) -> Option<(Stream, Piece)> {
+        let index = (0..self.sources.len()).find(|index| self.is_due_for_spool(*index))?;
+        let source = self.sources.get_mut(index)?;
+        Some((source.stream, source.next_for_spool(bytes_max)?))
+    }
+
+    /// Whether there is something for the spool that it has not got.
+    #[must_use]
+    pub fn has_for_spool(&self) -> bool {
+        (0..self.sources.len()).any(|index| self.is_due_for_spool(index))
+    }
+
+    fn is_due_for_spool(&self, index: usize) -> bool {
+        let Some(source) = self.sources.get(index).filter(|source| source.has_for_spool()) else {
+            return false;
+        };
+        if self.given_up
+            || self.confirmed
+            || matches!(self.spool, SpoolState::Absent | SpoolState::Failed)
+        {
+            return false;
+        }
+        // What is left of one that is over must outlive this process.
+        let spills = source.held.bytes() >= SPILL_BYTES || self.sealed.is_some();
+        self.settings.keep.is_some()
+            || (spills && self.owner_cursor(index).is_none() && self.owner.is_none())
+    }
+
+    /// Where the output begins that the spool will get.
+    #[must_use]
+    pub fn spool_begin(&self) -> [u64; 2] {
+        self.sources.each_ref().map(|source| source.held.start())
+    }
+
+    /// What stands before the offsets `to` of stdout and stderr is on the disk; of this, what is behind
+    /// `kept_from` is still there.
+    pub fn spool_has(&mut self, to: [u64; 2], kept_from: [u64; 2]) {
+        for index in 0..self.sources.len() {
+            let unowned = self.owner_cursor(index).is_none();
+            let Some(source) = self.sources.get_mut(index) else { continue };
+            let (Some(to), Some(kept_from)) = (to.get(index), kept_from.get(index)) else {
+                continue;
+            };
+            source.spool_has(*to, *kept_from);
+            // What an owner has not acknowledged is at hand for as long as there is room.
+            let spooled_to = source.spooled.to;
+            source.held.release(if unowned {
+                spooled_to
+            } else {
+                spooled_to.min(source.released())
+            });
+        }
+        self.pump_all();
+    }
+
+    /// What the spool had for an attachment from the offset on that it was asked for. `None`: nothing
+    /// of what was said to be there can be read.
+    pub fn spool_read(&mut self, id: AttachmentId, stream: Stream, pieces: Option<Vec<Piece>>) {
+        let Some(at) = self.attachments.iter().position(|attachment| attachment.id == id) else {
+            return;
+        };
+        let Some(index) = index_of(stream) else { return };
+        let Self { attachments, sources, actions, .. } = self;
+        let cursor = attachments.get_mut(at).and_then(|it| it.cursors.get_mut(index));
+        let (Some(cursor), Some(source)) = (cursor, sources.get(index)) else { return };
+        cursor.reading = false;
+        let mut tell = |told| actions.push_back(Action::Tell(id, told));
+        let until = cursor.until.unwrap_or(u64::MAX);
+        let mut read = false;
+        for piece in pieces.unwrap_or_default() {
+            // One that begins before what is wanted, or behind what there is room for, comes again.
+            if cursor.over || cursor.room.is_none() || cursor.next >= until {
+                break;
+            }
+            if piece.offset > cursor.next {
+                tell(Told::Gap { stream, from: cursor.next, to: piece.offset.min(until) });
+                cursor.next = piece.offset.min(until);
+            }
+            let room = u64::try_from(cursor.room.bytes).unwrap_or(u64::MAX);
+            let bytes_max = room.min(until.saturating_sub(cursor.next));
+            let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+            let Some(part) = piece.part(cursor.next, bytes_max) else { continue };
+            cursor.next = part.end();
+            cursor.room.take(part.bytes.len());
+            read = true;
+            tell(Told::Data { stream, clock_us: part.clock_us, bytes: part.bytes });
+        }
+        let place = source.place_of(cursor.next);
+        if !read && !cursor.over && place == Place::Spool && !cursor.room.is_none() {
+            // It was there, and is damaged.
+            let to = source.spooled.to.min(until);
+            tell(Told::Gap { stream, from: cursor.next, to });
+            cursor.next = to;
+        }
+        self.pump(at);
+    }
+
+    /// What the spool need not keep any more of stdout and stderr.
+    #[must_use]
+    pub fn released(&self) -> [u64; 2] {
+        let keep = self.settings.keep.is_some() && !self.confirmed;
+        self.sources.each_ref().map(|source| if keep { 0 } else { source.released() })
     }
 
     // What those who are attached say.
@@ -291,7 +420,8 @@ impl Machine {
             *stream = Some(next);
             let until = Some(source.produced()).filter(|_| !request.follow);
             // A stream that is merged into another has no end of its own: the seal says it.
-            *cursor = Cursor { next, room: Allowance::NONE, until, over: source.is_absent() };
+            let over = source.is_absent();
+            *cursor = Cursor { next, room: Allowance::NONE, until, reading: false, over };
         }
         if takes {
             self.fence();
@@ -347,9 +477,12 @@ impl Machine {
             return;
         }
         let Some(source) = self.source(stream) else { return };
-        // What is kept in any case is held as long as there is room for it.
+        if !keep {
+            return source.release(offset);
+        }
+        // What is kept in any case is held as long as there is room for it, where no spool has it.
         let recent = source.produced().saturating_sub(HELD_BYTES_MAX);
-        source.release(if keep { offset.min(recent) } else { offset });
+        source.held.release(offset.min(recent.max(source.spooled.to)));
     }
 
     /// An attachment wants no more of a stream (`J-2.4`).
@@ -520,7 +653,20 @@ impl Machine {
     /// wants nothing, and nobody is attached.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.sealed.is_some() && self.confirmed && self.attachments.is_empty()
+        let settled = self.confirmed || self.is_stored();
+        self.sealed.is_some() && settled && self.attachments.is_empty()
+    }
+
+    /// Whether somebody has said that everything is there, so that nothing need be kept.
+    #[must_use]
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed
+    }
+
+    /// Whether everything that is kept is on the disk.
+    fn is_stored(&self) -> bool {
+        matches!(self.spool, SpoolState::Open | SpoolState::Full)
+            && self.sources.iter().all(Source::is_stored)
     }
 
     // Steps.
@@ -566,7 +712,10 @@ impl Machine {
         let Some(source) = self.sources.get_mut(index) else { return };
         if given_up {
             source.release(source.produced());
-        } else if source.held.bytes() < HELD_BYTES_MAX {
+        } else if source.held.bytes() < HELD_BYTES_MAX || self.spool == SpoolState::Open {
+            return;
+        } else if self.spool == SpoolState::Full && self.settings.overflow == Overflow::Drop {
+            self.actions.push_back(Action::DropSpooled);
             return;
         } else if ending || self.settings.overflow == Overflow::Drop {
             source.drop_oldest(HELD_BYTES_MAX);
@@ -631,14 +780,14 @@ impl Machine {
         let Self { attachments, sources, actions, exit, sealed, .. } = self;
         let Some(attachment) = attachments.get_mut(at) else { return };
         let id = attachment.id;
-        let mut tell = |told| actions.push_back(Action::Tell(id, told));
+        let mut act = |action| actions.push_back(action);
         if let Some(exit) = exit.as_ref().filter(|_| !attachment.exit_told) {
             attachment.exit_told = true;
-            tell(Told::Exit(Box::new(exit.report.clone())));
+            act(Action::Tell(id, Told::Exit(Box::new(exit.report.clone()))));
         }
         for (source, cursor) in sources.iter_mut().zip(&mut attachment.cursors) {
             if !cursor.over {
-                pump_stream(source, cursor, &mut tell);
+                pump_stream(id, source, cursor, &mut act);
             }
         }
         if attachment.seal_told || !attachment.has_everything() {
@@ -646,9 +795,9 @@ impl Machine {
         }
         if let Some(sealed) = sealed {
             attachment.seal_told = true;
-            tell(Told::Seal(sealed.seal.clone()));
+            act(Action::Tell(id, Told::Seal(sealed.seal.clone())));
         } else if !attachment.follow {
-            tell(Told::Finished);
+            act(Action::Tell(id, Told::Finished));
             attachments.swap_remove(at);
             if self.owner == Some(id) {
                 self.owner = None;
@@ -676,19 +825,31 @@ impl Machine {
     }
 }
 
-fn pump_stream(source: &mut Source, cursor: &mut Cursor, tell: &mut impl FnMut(Told)) {
+fn pump_stream(
+    id: AttachmentId,
+    source: &mut Source,
+    cursor: &mut Cursor,
+    tell: &mut impl FnMut(Action),
+) {
     let stream = source.stream;
     let until = cursor.until.unwrap_or(u64::MAX).min(source.produced());
     loop {
-        if cursor.next < source.kept_from().min(until) {
-            let to = source.kept_from().min(until);
-            tell(Told::Gap { stream, from: cursor.next, to });
+        if cursor.reading {
+            return;
+        }
+        let place = source.place_of(cursor.next);
+        if let Place::Behind(next) = place
+            && cursor.next < until
+        {
+            let to = next.min(until);
+            tell(Action::Tell(id, Told::Gap { stream, from: cursor.next, to }));
             cursor.next = to;
+            continue;
         }
         if cursor.next >= until {
             if !source.is_open() && until == source.produced() {
                 cursor.over = true;
-                return tell(Told::End(stream));
+                return tell(Action::Tell(id, Told::End(stream)));
             }
             cursor.over = cursor.until == Some(until);
             return;
@@ -697,12 +858,18 @@ fn pump_stream(source: &mut Source, cursor: &mut Cursor, tell: &mut impl FnMut(T
             return;
         }
         let wanted = usize::try_from(until.saturating_sub(cursor.next)).unwrap_or(usize::MAX);
+        if place == Place::Spool {
+            cursor.reading = true;
+            let bytes_max = wanted.min(cursor.room.bytes).min(SPOOL_READ_BYTES);
+            return tell(Action::Read { id, stream, from: cursor.next, bytes_max });
+        }
         let Some(piece) = source.held.piece(cursor.next, wanted.min(cursor.room.bytes)) else {
             return;
         };
         cursor.next = piece.end();
         cursor.room.take(piece.bytes.len());
-        tell(Told::Data { stream, clock_us: piece.clock_us, bytes: piece.bytes });
+        let told = Told::Data { stream, clock_us: piece.clock_us, bytes: piece.bytes };
+        tell(Action::Tell(id, told));
     }
 }
 

@@ -203,6 +203,20 @@ pub struct Exited {
     pub owed: [u64; 2],
 }
 
+/// What a job's spool takes now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpoolState {
+    /// There is none.
+    #[default]
+    Absent,
+    /// It takes output, now or once what is on its way to it was written.
+    Open,
+    /// Its quota is used up.
+    Full,
+    /// It takes nothing ever again; what it has can be read.
+    Failed,
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
@@ -210,6 +224,20 @@ pub enum Action {
     Tell(AttachmentId, Told),
     /// Close the pipe of this stream: nobody wants more of it (`J-2.4`).
     CloseOutput(Stream),
+    /// Read from the spool, for this attachment, from this offset on, so many bytes at most; answered
+    /// by [`Machine::spool_read`].
+    Read {
+        /// Who waits for it.
+        id: AttachmentId,
+        /// The stream.
+        stream: Stream,
+        /// Offset of the first byte that is wanted.
+        from: u64,
+        /// Bytes that there is room for.
+        bytes_max: usize,
+    },
+    /// Drop the oldest part of what is spooled, so that there is room again (`J-3.2`).
+    DropSpooled,
     /// End the tree of the process. A job that waits for its turn is not started any more.
     End(Cause),
 }

@@ -1,5 +1,7 @@
 //! One output stream of a job: what it has produced, what of it is still there, and its seal.
 
+use std::ops::Range;
+
 use afar_proto::connection::Stream;
 use afar_proto::gaps::Gaps;
 use afar_proto::message::{AttachStart, StreamInfo};
@@ -7,7 +9,7 @@ use afar_proto::outcome::StreamSeal;
 use afar_proto::seal::Sealer;
 use bytes::Bytes;
 
-use super::held::Held;
+use super::held::{Held, Piece};
 
 /// What was produced on one stream, and what is kept.
 #[derive(Debug)]
@@ -17,11 +19,33 @@ pub(super) struct Source {
     sealer: Sealer,
     /// What is in memory, up to the last byte that was produced.
     pub(super) held: Held,
+    /// What is in the spool.
+    pub(super) spooled: Spooled,
+    /// Everything before it was acknowledged, or is wanted by nobody.
+    released: u64,
     /// What was dropped, in order.
     gaps: Gaps,
     state: State,
     /// Bytes that were in the pipe when the process ended, and have not come since.
     pub(super) owed: u64,
+}
+
+/// What of a stream the spool has: `from..to` can be read there, and what is before `asked` was handed
+/// over. `from <= to <= asked`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Spooled {
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) asked: u64,
+}
+
+/// Where a byte is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Memory,
+    Spool,
+    /// Nowhere any more: what comes next is at this offset.
+    Behind(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,15 +63,18 @@ impl Source {
     pub(super) fn new(stream: Stream, present: bool) -> Self {
         let state = if present { State::Open } else { State::Absent };
         let (sealer, held) = (Sealer::new(), Held::default());
-        Self { stream, sealer, held, gaps: Gaps::new(), state, owed: 0 }
+        let spooled = Spooled::default();
+        Self { stream, sealer, held, spooled, released: 0, gaps: Gaps::new(), state, owed: 0 }
     }
 
-    /// A stream of a job that has ended, of which nothing is there any more.
-    pub(super) fn ended(stream: Stream, seal: Option<&StreamSeal>) -> Self {
+    /// A stream of a job that has ended, of which there is what the spool has.
+    pub(super) fn ended(stream: Stream, seal: Option<&StreamSeal>, spooled: Range<u64>) -> Self {
         let mut source = Self::new(stream, false);
         if let Some(seal) = seal {
             source.held = Held::ending_at(seal.bytes);
             source.gaps.clone_from(&seal.gaps);
+            let to = spooled.end.min(seal.bytes);
+            source.spooled = Spooled { from: spooled.start.min(to), to, asked: to };
             source.state = State::Over { complete: seal.complete };
         }
         source
@@ -60,7 +87,56 @@ impl Source {
 
     /// The first offset that can still be told.
     pub(super) fn kept_from(&self) -> u64 {
-        self.held.start()
+        if self.spooled.from < self.spooled.to { self.spooled.from } else { self.held.start() }
+    }
+
+    /// Where the next byte is told from that is wanted at `next`.
+    pub(super) fn place_of(&self, next: u64) -> Place {
+        let Spooled { from, to, .. } = self.spooled;
+        if next >= self.held.start() {
+            Place::Memory
+        } else if (from..to).contains(&next) {
+            Place::Spool
+        } else if next < from && from < to {
+            Place::Behind(from)
+        } else {
+            Place::Behind(self.held.start())
+        }
+    }
+
+    /// Whether there is something that was not handed over to the spool.
+    pub(super) fn has_for_spool(&self) -> bool {
+        self.spooled.asked.max(self.held.start()) < self.held.end()
+    }
+
+    /// Whether everything that is kept is on the disk.
+    pub(super) fn is_stored(&self) -> bool {
+        self.held.bytes() == 0 && self.spooled.asked == self.spooled.to
+    }
+
+    /// The next piece for the spool, if there is one that it has not got.
+    pub(super) fn next_for_spool(&mut self, bytes_max: usize) -> Option<Piece> {
+        let from = self.spooled.asked.max(self.held.start());
+        let piece = self.held.piece(from, bytes_max)?;
+        if self.spooled.from == self.spooled.asked {
+            // The first, or the first since everything before it was released.
+            (self.spooled.from, self.spooled.to) = (from, from);
+        }
+        self.spooled.asked = piece.end();
+        Some(piece)
+    }
+
+    /// The spool has what is before `to`, and of this what is behind `kept_from`.
+    pub(super) fn spool_has(&mut self, to: u64, kept_from: u64) {
+        let spooled = &mut self.spooled;
+        if spooled.asked == 0 {
+            return;
+        }
+        let was_from = spooled.from;
+        spooled.to = spooled.to.max(to.min(spooled.asked));
+        spooled.from = spooled.from.max(kept_from).min(spooled.to);
+        let (from, dropped_to) = (was_from.max(self.released), spooled.from);
+        self.gaps.add(from..dropped_to.max(from));
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -89,11 +165,18 @@ impl Source {
     /// Lets go of everything before `to`: it was acknowledged, or nobody wants it.
     pub(super) fn release(&mut self, to: u64) {
         self.held.release(to);
+        self.released = self.released.max(to.min(self.produced()));
+        self.spooled.from = self.spooled.from.max(to.min(self.spooled.to));
+    }
+
+    /// What is before this is needed by nobody any more.
+    pub(super) fn released(&self) -> u64 {
+        self.released
     }
 
     /// Drops the oldest part until at most `bytes_max` are held, and names the gap.
     pub(super) fn drop_oldest(&mut self, bytes_max: u64) {
-        let from = self.kept_from();
+        let from = self.held.start();
         let to = self.held.shorten(bytes_max);
         if to > from {
             self.gaps.add(from..to);

@@ -450,7 +450,7 @@ impl Supervisor {
         let seal = entry.ended.as_ref().and_then(|ended| ended.seal.clone()).ok_or_else(lost)?;
         let live = Live {
             index: host.asked.get(job).copied().ok_or_else(unknown)?,
-            machine: Machine::ended(seal),
+            machine: Machine::ended(seal, None),
             began: host.now,
             pid: None,
             stdin: VecDeque::new(),
@@ -562,6 +562,9 @@ impl Supervisor {
                     live.eof_told[index(stream)] = true;
                 }
             }
+            // This supervisor has no spool.
+            Action::Read { id, stream, .. } => live.machine.spool_read(id, stream, None),
+            Action::DropSpooled => {}
             Action::End(cause) => {
                 let job = live.index;
                 host.note(format_args!("job {job} is to end: {cause:?}"));

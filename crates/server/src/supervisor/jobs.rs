@@ -17,7 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::Supervisor;
 use super::job::{Job, Route, ToJob, unix_time_us};
 use crate::limits::{ENDED_JOBS_HELD_MAX, JOBS_MAX};
-use crate::store::{Archive, EndedJob, NewJob, Told};
+use crate::store::{Archive, EndedJob, NewJob, SpoolReader, SpoolWriter, Told};
 
 /// All jobs. One thread has them.
 #[derive(Debug)]
@@ -68,6 +68,17 @@ pub(super) struct Asked<'a> {
 pub(super) struct Remains {
     pub(super) info: JobInfo,
     pub(super) seal: Seal,
+    /// The spool that has output of it.
+    pub(super) spool: Option<String>,
+}
+
+/// The spool of a job that is over.
+#[derive(Debug)]
+pub(super) struct Spooled {
+    pub(super) name: String,
+    pub(super) writer: SpoolWriter,
+    /// Whether somebody may still want what it has.
+    pub(super) needed: bool,
 }
 
 /// Whose jobs somebody sees.
@@ -213,8 +224,45 @@ impl Jobs {
         }
     }
 
-    /// Everything of a job is told.
-    pub(super) fn ended(&self, key: &JobKey, remains: Remains, removed: bool) {
+    /// A spool for the output of a job from these offsets on, with its name and its reader.
+    pub(super) fn spool(
+        &self,
+        key: &JobKey,
+        from: [u64; 2],
+    ) -> Option<(String, SpoolWriter, SpoolReader)> {
+        let archive = self.archive()?;
+        let name = archive.entry(key)?.intended.spool.clone();
+        let writer = archive.spool(key, from)?;
+        let reader = archive.reader_of(&writer);
+        Some((name, writer, reader))
+    }
+
+    /// The reader of what is kept of a job that has ended. It looks into one directory, at once.
+    pub(super) fn reader(&self, name: &str) -> Option<SpoolReader> {
+        self.archive()?.spools().reader(name).ok().flatten()
+    }
+
+    /// Everything of a job is told, or kept.
+    ///
+    /// `spooling` is its spool, if it has one.
+    pub(super) fn ended(
+        &self,
+        key: &JobKey,
+        remains: Remains,
+        spooling: Option<Spooled>,
+        removed: bool,
+    ) {
+        let live = self.register.borrow().find(key).is_some_and(|entry| entry.life.is_live());
+        if let Some(mut archive) = self.archive().filter(|_| live)
+            && let Some(Spooled { name, writer, needed }) = spooling
+        {
+            archive.kept(key, &name, remains.info.keep_until_us.unwrap_or_default());
+            // Nobody waits for it: whoever reads it finds what is there.
+            drop(archive.finish_spool(key, writer));
+            if !needed {
+                archive.released(key);
+            }
+        }
         if removed && let Some(mut archive) = self.archive() {
             archive.remove(key);
         }
@@ -328,16 +376,20 @@ impl Jobs {
 impl Life {
     /// What the archive says of a job that has ended.
     fn of(ended: EndedJob) -> Self {
-        let EndedJob { key, removed, told: Told { info, seal, refused, .. }, .. } = ended;
+        let EndedJob { key, removed, spool, told: Told { info, seal, refused, .. }, .. } = ended;
         match (seal, refused) {
             (Some(seal), _) => {
-                let remains = Rc::new(Remains { info, seal });
+                let remains = Rc::new(Remains { info, seal, spool });
                 if removed { Self::Removed(remains) } else { Self::Ended(remains) }
             }
             (None, Some(refused)) => Self::Refused(Rc::new(refused)),
             // Its supervisor was killed: nobody has seen its end.
             (None, None) => Self::Lost(Rc::new(lost(&key.job))),
         }
+    }
+
+    fn is_live(&self) -> bool {
+        matches!(self, Self::Live(_))
     }
 
     /// Whether it can be listed, attached to, and ended.

@@ -179,10 +179,33 @@ fn who_asks_again_after_everything_is_told_the_outcome() {
     let seal = rig.heard(A).seal.clone().unwrap();
     rig.leave(A, Leave::Closed);
     assert!(rig.machine.is_done());
-    rig.machine = Machine::ended(seal.clone());
+    rig.machine = Machine::ended(seal.clone(), None);
     assert!(rig.machine.is_done() && rig.machine.state() == JobState::Ended);
     let at = rig.attach(&AttachRequest::opening(B));
     assert_eq!((at.streams, at.stdin), ([Some(3), Some(0)], None));
     assert_eq!(rig.heard(B).seal.as_ref(), Some(&seal));
     assert!(!rig.leave(B, Leave::Lost) && rig.machine.is_done());
+}
+
+#[test]
+fn the_rest_that_nobody_has_confirmed_goes_to_the_disk_and_comes_back_from_it() {
+    // J-3.6
+    let mut rig = Rig::new(Settings::default());
+    rig.disk.room = 1000;
+    rig.spool();
+    rig.allow(A, 3);
+    rig.write_all(b"abc");
+    rig.machine.acked(A, Stream::Stdout, 1);
+    rig.leave(A, Leave::Lost);
+    rig.write_all(b"def");
+    rig.finish(0);
+    assert!(!rig.machine.is_done());
+    rig.spool();
+    assert!(rig.machine.is_done() && !rig.machine.is_confirmed());
+    let seal = rig.machine.seal().unwrap().clone();
+    rig.machine = Machine::ended(seal, Some(([1, 0], [6, 0])));
+    rig.attach(&request(B, AttachMode::Take, 0));
+    rig.allow(B, 100);
+    assert_eq!((rig.heard(B).first[0], rig.heard(B).stdout()), (1, b"bcdef".into()));
+    assert!(rig.heard(B).seal.is_some());
 }

@@ -21,6 +21,28 @@ pub(super) struct Rig {
     /// Why the process is to be ended.
     pub(super) ended_for: Vec<Cause>,
     pub(super) closed: Vec<Stream>,
+    pub(super) disk: Spool,
+}
+
+/// A spool of stdout.
+#[derive(Default)]
+pub(super) struct Spool {
+    pub(super) pieces: Vec<Piece>,
+    pub(super) from: u64,
+    pub(super) room: usize,
+}
+
+impl Spool {
+    fn read(&self, from: u64, bytes_max: usize) -> Option<Vec<Piece>> {
+        let piece = self.pieces.iter().find(|piece| piece.end() > from)?;
+        Some(vec![piece.part(from.max(piece.offset), bytes_max)?])
+    }
+
+    fn drop_oldest(&mut self) {
+        let dropped = self.pieces.remove(0);
+        self.from = dropped.end();
+        self.room += dropped.bytes.len();
+    }
 }
 
 /// What an attachment was told.
@@ -71,6 +93,7 @@ impl Rig {
             heard: BTreeMap::new(),
             ended_for: Vec::new(),
             closed: Vec::new(),
+            disk: Spool::default(),
         };
         rig.attach(&AttachRequest::opening(A));
         rig.machine.started(rig.now);
@@ -102,6 +125,21 @@ impl Rig {
     /// Writes all of it, or fails.
     pub(super) fn write_all(&mut self, bytes: &[u8]) {
         assert_eq!(self.write(bytes), bytes.len());
+    }
+
+    /// Writes to the spool what is for it, as far as it has room.
+    pub(super) fn spool(&mut self) {
+        while self.disk.room > 0
+            && let Some((_, piece)) = self.machine.next_for_spool(self.disk.room)
+        {
+            self.disk.room -= piece.bytes.len();
+            self.disk.pieces.push(piece);
+        }
+        let to = self.disk.pieces.last().map_or(0, Piece::end);
+        self.machine.spool_has([to, 0], [self.disk.from, 0]);
+        let full = self.disk.room == 0;
+        self.machine.spool_is(if full { SpoolState::Full } else { SpoolState::Open });
+        self.drain();
     }
 
     pub(super) fn pass(&mut self, time: Duration) {
@@ -157,6 +195,11 @@ impl Rig {
                 Action::Tell(id, told) => self.heard.entry(id).or_default().hear(told),
                 Action::CloseOutput(stream) => self.closed.push(stream),
                 Action::End(cause) => self.ended_for.push(cause),
+                Action::Read { id, stream, from, bytes_max } => {
+                    let read = self.disk.read(from, bytes_max);
+                    self.machine.spool_read(id, stream, read);
+                }
+                Action::DropSpooled => self.disk.drop_oldest(),
             }
         }
     }

@@ -274,3 +274,123 @@ fn a_stream_that_is_merged_into_another_is_sealed_as_empty() {
     assert!(seal.streams["stderr"].complete && seal.streams["stderr"].bytes == 0);
     assert_eq!(rig.heard(A).ends, [Stream::Stdout]);
 }
+
+/// Writes all of it, with a spool that writes when there is no other room.
+fn write_with_spool(rig: &mut Rig, bytes: &[u8]) -> usize {
+    let mut written = 0;
+    for _ in 0..1000 {
+        let count = rig.write(&bytes[written..bytes.len().min(written + 64 * 1024)]);
+        written += count;
+        rig.spool();
+        if written == bytes.len() {
+            break;
+        }
+    }
+    written
+}
+
+#[test]
+fn fault_42_what_there_is_no_room_for_in_memory_goes_to_the_spool_and_comes_back_in_order() {
+    // J-3.2
+    let mut rig = Rig::new(Settings::default());
+    rig.disk.room = 8 * MIB;
+    rig.spool();
+    rig.allow(A, 10);
+    rig.write_all(b"0123456789");
+    rig.machine.acked(A, Stream::Stdout, 4);
+    rig.leave(A, Leave::Lost);
+    let all = noise(4 * MIB);
+    assert_eq!(write_with_spool(&mut rig, &all), all.len());
+    assert!(rig.machine.streams()["stdout"].kept_from == 4 && rig.disk.pieces.len() > 1);
+    rig.attach(&request(B, AttachMode::Take, 4));
+    // A bit at a time, across what is on the disk and what is not.
+    while rig.heard(B).streams[0].len() < 4 * MIB + 6 {
+        rig.allow(B, 300_000);
+        rig.spool();
+    }
+    assert_eq!(rig.heard(B).stdout(), [b"456789".as_slice(), &all].concat());
+    rig.machine.acked(B, Stream::Stdout, 3 * MIB as u64);
+    assert_eq!(rig.machine.released()[0], 3 * MIB as u64);
+    rig.finish(0);
+    let seal = rig.heard(B).seal.clone().unwrap();
+    assert!(seal.streams["stdout"].gaps.is_empty());
+}
+
+#[test]
+fn fault_42_58_at_the_quota_of_the_spool_the_job_blocks_or_the_oldest_is_dropped_or_it_ends() {
+    // J-3.2, J-3.4
+    let all = noise(8 * MIB);
+    for overflow in [Overflow::Block, Overflow::Drop, Overflow::Kill] {
+        let mut rig = Rig::new(Settings { overflow, ..Settings::default() });
+        rig.disk.room = 2 * MIB;
+        rig.spool();
+        rig.leave(A, Leave::Lost);
+        let written = write_with_spool(&mut rig, &all);
+        let blocked = rig.machine.state() == JobState::Blocked;
+        match overflow {
+            Overflow::Block => assert!(blocked && written == 3 * MIB, "{written}"),
+            _ => assert!(!blocked && written == all.len(), "{overflow:?}: {written}"),
+        }
+        assert_eq!(rig.ended_for.len(), usize::from(overflow == Overflow::Kill));
+        rig.attach(&request(B, AttachMode::Watch, 0));
+        rig.allow(B, 16 * MIB);
+        let heard = rig.heard(B);
+        let first = usize::try_from(heard.first[0]).unwrap();
+        assert_eq!(first > 0, overflow == Overflow::Drop, "{overflow:?} {first}");
+        for (offset, byte) in heard.streams[0].iter().enumerate() {
+            assert!(byte.is_none_or(|byte| byte == all[first + offset]), "{overflow:?}");
+        }
+        assert_eq!(first + heard.streams[0].len(), written);
+        if overflow == Overflow::Drop {
+            let gaps = rig.machine.streams()["stdout"].gaps.clone();
+            assert_eq!(gaps.as_slice(), [(0, first as u64)]);
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_goes_to_the_spool_from_its_start_and_its_owner_sees_no_difference() {
+    // J-3.3
+    let keep = Some(Duration::from_secs(60));
+    let mut rig = Rig::new(Settings { keep, ..Settings::default() });
+    rig.disk.room = 64 * MIB;
+    rig.spool();
+    let all = noise(4 * MIB);
+    for piece in all.chunks(64 * 1024) {
+        rig.allow(A, piece.len());
+        rig.write_all(piece);
+        rig.spool();
+        rig.machine.acked(A, Stream::Stdout, rig.heard(A).streams[0].len() as u64);
+    }
+    rig.finish(0);
+    rig.leave(A, Leave::Closed);
+    // It is nobody's to release, and the disk has it all.
+    assert!(!rig.machine.is_confirmed() && rig.machine.released() == [0; 2]);
+    assert!(rig.machine.is_done());
+    rig.attach(&request(B, AttachMode::Watch, 0));
+    rig.allow(B, 8 * MIB);
+    assert!(rig.heard(B).stdout() == all && rig.heard(B).seal.is_some());
+}
+
+#[test]
+fn fault_58_60_what_the_disk_lost_is_a_gap_that_is_named() {
+    // J-3.4, J-3.5
+    let mut rig = Rig::new(Settings::default());
+    rig.disk.room = 64 * MIB;
+    rig.spool();
+    rig.leave(A, Leave::Lost);
+    let all = noise(2 * MIB);
+    assert_eq!(write_with_spool(&mut rig, &all), all.len());
+    let damaged = rig.disk.pieces.remove(2);
+    rig.attach(&request(B, AttachMode::Take, 0));
+    rig.allow(B, 4 * MIB);
+    assert_eq!(
+        (rig.heard(B).missing(), rig.heard(B).streams[0].len()),
+        (damaged.bytes.len(), all.len())
+    );
+    // One that fails takes nothing more: then memory is all the room there is.
+    rig.leave(B, Leave::Lost);
+    rig.machine.spool_is(SpoolState::Failed);
+    let written: usize = (0..100).map(|_| rig.write(&all[..64 * 1024])).sum();
+    assert!(written <= MIB && rig.machine.state() == JobState::Blocked, "{written}");
+}

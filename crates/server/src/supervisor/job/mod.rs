@@ -5,6 +5,7 @@ mod input;
 mod output;
 mod process;
 mod route;
+mod spooling;
 mod start;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use afar_core::job::{
     Action, AttachError, AttachRequest, AttachedAt, AttachmentId, Cause, Exited, JobKey, Leave,
-    Machine, Settings, Told,
+    Machine, Settings, SpoolState, Told,
 };
 use afar_core::policy::original_command;
 use afar_proto::connection::Stream;
@@ -32,11 +33,13 @@ use tokio::time::Instant;
 use super::jobs::Remains;
 use super::session::TurnStarted;
 use super::{Stay, Why};
+use crate::store::SpoolReader;
 use ending::Ending;
 use input::{Input, Taken};
 use output::{Output, Piece};
 use process::{Process, ProcessEnd};
 use route::{Attachment, Stage};
+use spooling::{Located, Spooling, Wanted};
 use start::Ours;
 
 pub(super) use route::{FromJob, Route, Said, ToJob, Wish};
@@ -56,6 +59,8 @@ pub(super) struct Job {
     started: Instant,
     ending: Ending,
     attachments: Vec<Attachment>,
+    /// `None` until there is something for it.
+    spool: Option<Box<Spooling>>,
     commands: UnboundedReceiver<ToJob>,
     timer: Pin<Box<tokio::time::Sleep>>,
     /// Whether its last word was written down.
@@ -78,6 +83,9 @@ impl Job {
         let Ours { outputs, input } = ours;
         let (sender, commands) = unbounded_channel();
         let mut machine = Machine::new(Settings::of(spec));
+        if supervisor.jobs.archive().is_some() {
+            machine.spool_is(SpoolState::Open);
+        }
         if !spec.detach {
             // A new job has room for its first attachment.
             let _ = machine.attach(&AttachRequest::opening(route.id));
@@ -93,6 +101,7 @@ impl Job {
             started,
             ending,
             attachments: vec![Attachment { route, stage: Stage::Opening }],
+            spool: None,
             commands,
             timer: Box::pin(tokio::time::sleep_until(started)),
             archived: false,
@@ -110,10 +119,13 @@ impl Job {
     ) -> std::io::Result<(Box<Self>, UnboundedSender<ToJob>)> {
         let (sender, commands) = unbounded_channel();
         let now = Instant::now();
+        let reader = remains.spool.as_ref().and_then(|name| supervisor.jobs.reader(name));
+        let bounds = reader.as_ref().map(SpoolReader::bounds);
         let job = Box::new(Self {
             info: Box::new(remains.info.clone()),
             key,
-            machine: Machine::ended(remains.seal.clone()),
+            machine: Machine::ended(remains.seal.clone(), bounds),
+            spool: reader.map(|reader| Box::new(Spooling::new(None, reader))),
             process: Process::Over,
             outputs: [Output::new(Stream::Stdout, None)?, Output::new(Stream::Stderr, None)?],
             input: Input::new(None)?,
@@ -155,7 +167,10 @@ impl Job {
         if let Process::NotStarted(refused) = &self.process {
             jobs.refused(&self.key, refused);
         } else if let Some(seal) = self.machine.seal().cloned() {
-            jobs.ended(&self.key, Remains { info: self.described(), seal }, self.removed);
+            let needed = !self.machine.is_confirmed();
+            let remains = Remains { info: self.described(), seal, spool: None };
+            let spooled = self.spool.and_then(|spool| spool.into_spooled(needed));
+            jobs.ended(&self.key, remains, spooled, self.removed);
         }
     }
 
@@ -171,6 +186,7 @@ impl Job {
             progress |= self.poll_outputs(context);
             progress |= self.poll_input(context);
             progress |= self.poll_process(context);
+            progress |= self.poll_spool(context);
             let now = Instant::now();
             self.machine.handle_timeout(self.clock(now));
             self.archive();
@@ -197,7 +213,8 @@ impl Job {
             _ => self.machine.is_done() && self.ending.is_over(),
         };
         // Who has asked to attach in this moment must not be forgotten.
-        done && self.commands.is_empty()
+        let idle = self.spool.as_ref().is_none_or(|spool| spool.is_idle());
+        done && idle && self.commands.is_empty()
     }
 
     // What it is told.
@@ -215,7 +232,7 @@ impl Job {
     fn obey(&mut self, command: ToJob) {
         match command {
             ToJob::From(id, said) => self.hear(id, said),
-            ToJob::Attach(request, route) => self.attach(&request, route),
+            ToJob::Attach(request, route) => self.attach(request, route),
             ToJob::Kill(signal, reply) => {
                 let _ = reply.send(self.machine.exit().is_none());
                 match signal {
@@ -275,13 +292,18 @@ impl Job {
         }
     }
 
-    fn attach(&mut self, request: &AttachRequest, route: Route) {
-        let mut request = request.clone();
+    fn attach(&mut self, mut request: Box<AttachRequest>, route: Route) {
         if let Some(AttachStart::SinceUs(time_us)) = &mut request.start {
             // From the calendar's time to the job's own.
             *time_us = time_us.saturating_sub(self.info.started_at_us.unwrap_or(*time_us));
         }
-        let request = &request;
+        match &mut self.spool {
+            Some(spool) if request.start.is_some() => spool.locate(request, route),
+            _ => self.attach_at(&request, route),
+        }
+    }
+
+    fn attach_at(&mut self, request: &AttachRequest, route: Route) {
         let attached = self.machine.attach(request);
         let stage = match attached {
             Err(error) => {
@@ -437,6 +459,15 @@ impl Job {
             acted = true;
             match action {
                 Action::Tell(id, told) => self.tell(id, told),
+                Action::Read { id, stream, from, bytes_max } => match &mut self.spool {
+                    Some(spool) => spool.want(Wanted { id, stream, from, bytes_max }),
+                    None => self.machine.spool_read(id, stream, None),
+                },
+                Action::DropSpooled => {
+                    if let Some(spool) = &mut self.spool {
+                        spool.drop_oldest();
+                    }
+                }
                 Action::CloseOutput(stream) => {
                     let closed = self.outputs.iter_mut().find(|output| output.stream() == stream);
                     if let Some(output) = closed {
@@ -490,6 +521,25 @@ impl Job {
                 attachment.route.tell(FromJob::Gone);
             }
         }
+    }
+
+    fn poll_spool(&mut self, context: &mut Context<'_>) -> bool {
+        if self.spool.is_none() && self.machine.has_for_spool() {
+            let begin = self.machine.spool_begin();
+            match self.stay.supervisor().jobs.spool(&self.key, begin) {
+                Some((name, writer, reader)) => {
+                    self.spool = Some(Box::new(Spooling::new(Some((name, writer)), reader)));
+                }
+                None => self.machine.spool_is(SpoolState::Failed),
+            }
+        }
+        let log = self.stay.supervisor().log;
+        let Some(spool) = &mut self.spool else { return false };
+        let progress = spool.poll(context, &mut self.machine, log);
+        for Located { request, route } in spool.located() {
+            self.attach_at(&request, route);
+        }
+        progress
     }
 
     /// Writes its last word down before anybody is told it (`J-1.4`).
