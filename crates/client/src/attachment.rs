@@ -50,6 +50,7 @@ pub struct Attachment {
     streams: BTreeMap<Stream, u64>,
     start: Option<AttachStart>,
     follow: bool,
+    stdin: bool,
 }
 
 impl Attachment {
@@ -57,7 +58,7 @@ impl Attachment {
     #[must_use]
     pub fn take(job: JobRef) -> Self {
         let streams = Stream::OUTPUTS.map(|stream| (stream, 0)).into();
-        Self { job, mode: AttachMode::Take, streams, start: None, follow: true }
+        Self { job, mode: AttachMode::Take, streams, start: None, follow: true, stdin: true }
     }
 
     /// Reads along, beside whoever owns the job: takes nothing from it, and has no say.
@@ -100,6 +101,18 @@ impl Attachment {
     pub fn follow(mut self, follow: bool) -> Self {
         self.follow = follow;
         self
+    }
+
+    /// Whether the handle has a [`Stdin`](crate::Stdin) for the job's input. Without one the input is
+    /// left as it is, open if it was, for whoever comes next.
+    #[must_use]
+    pub fn stdin(mut self, stdin: bool) -> Self {
+        self.stdin = stdin;
+        self
+    }
+
+    pub(crate) fn has_stdin(&self) -> bool {
+        self.stdin
     }
 
     pub(crate) fn into_attach(self) -> Attach {

@@ -219,6 +219,17 @@ impl Command {
     }
 
     /// The message for the wire, with an id made for it if it has none.
+    /// The job's id; one that was not given is made now, so that the job can be named even if no
+    /// answer ever comes.
+    ///
+    /// # Errors
+    /// [`CommandError::NoRandomness`].
+    pub fn settle_id(&mut self) -> Result<JobId, CommandError> {
+        let id = self.id.take().map_or_else(random_id, Ok)?;
+        self.id = Some(id.clone());
+        Ok(id)
+    }
+
     pub(crate) fn into_spec(self) -> Result<OpenSpec, CommandError> {
         if matches!(&self.what, WireCommand::Argv(argv) if argv.is_empty()) {
             return Err(CommandError::Empty);
@@ -297,6 +308,10 @@ mod tests {
         let other = command.clone().into_spec().unwrap().job;
         assert_ne!(one, other);
         let id = JobId::new("nightly-1").unwrap();
+        let mut settled = command.clone();
+        let made = settled.settle_id().unwrap();
+        assert_eq!(settled.settle_id().unwrap(), made);
+        assert_eq!(settled.into_spec().unwrap().job, made);
         assert_eq!(command.id(id.clone()).into_spec().unwrap().job, id);
     }
 

@@ -29,7 +29,7 @@ use crate::error::Error;
 use crate::job::{Chunk, JobEvent};
 use crate::session::{JobKey, Reply, Request};
 pub(crate) use job_state::JobState;
-use jobs::Jobs;
+use jobs::{Jobs, Question};
 use outage::{Outage, is_for_good, is_worth_a_retry};
 
 /// Requests that are handled before the connection has its turn, so that what they cause leaves in
@@ -248,7 +248,7 @@ impl Dispatcher {
             (Link::Away(_), _) if state.may_be_ended_by_us() => {
                 let job = state.id().clone();
                 let kill = KillQuery { job, prefix: false, signal: None };
-                self.jobs.keep_query(Query::Kill(kill), None);
+                self.jobs.keep_query(Question::new(Query::Kill(kill), None));
             }
             _ => {}
         }
@@ -265,14 +265,14 @@ impl Dispatcher {
     }
 
     fn query(&mut self, query: Query, reply: Reply) {
+        let question = Question::new(query, Some(reply));
         let Link::Up(driver) = &mut self.link else {
-            self.jobs.keep_query(query, Some(reply));
+            self.jobs.keep_query(question);
             return;
         };
-        match driver.connection().query(&query) {
-            Ok(channel) => self.jobs.queried(channel, query, Some(reply)),
-            // Whoever asked may have stopped waiting.
-            Err(error) => drop(reply.send(Err(Error::Open(error)))),
+        match driver.connection().query(&question.query) {
+            Ok(channel) => self.jobs.queried(channel, question),
+            Err(error) => question.answer(Err(Error::Open(error))),
         }
     }
 
@@ -402,7 +402,7 @@ impl Dispatcher {
             self.jobs.fail_all(&error, None);
             return Flow::End;
         }
-        self.jobs.lose_channels(driver.connection());
+        self.jobs.lose_channels(driver.connection(), &error);
         if self.jobs.want_a_link() {
             self.begin_outage(error);
         }
@@ -468,12 +468,10 @@ impl Dispatcher {
                 Err(error) => state.fail_open(&self.jobs.target, error),
             }
         }
-        for (query, reply) in self.jobs.take_queries() {
-            match (connection.query(&query), reply) {
-                (Ok(channel), reply) => self.jobs.queried(channel, query, reply),
-                // Whoever asked may have stopped waiting.
-                (Err(error), Some(reply)) => drop(reply.send(Err(Error::Open(error)))),
-                (Err(_), None) => {}
+        for question in self.jobs.take_queries() {
+            match connection.query(&question.query) {
+                Ok(channel) => self.jobs.queried(channel, question),
+                Err(error) => question.answer(Err(Error::Open(error))),
             }
         }
     }

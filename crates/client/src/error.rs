@@ -176,6 +176,12 @@ pub enum Error {
         /// Why it was not made again, if that was tried; may be shown.
         gave_up: Option<String>,
     },
+    /// The link was lost before it was confirmed that a signal was sent, which is never sent twice.
+    #[error("{}; the signal may have been sent, or not", escaped(.cause))]
+    SignalUncertain {
+        /// How the connection was lost.
+        cause: ConnectionError,
+    },
     /// The user's time for making a connection again is over.
     #[error("the host did not answer in time")]
     TooLate,
@@ -346,6 +352,7 @@ impl Error {
             | Self::NoLauncher
             | Self::SessionEnded
             | Self::QueryLost { .. }
+            | Self::SignalUncertain { .. }
             | Self::TooLate
             | Self::Tls { .. }
             | Self::TlsSetup(_)

@@ -176,9 +176,10 @@ impl Session {
     /// of the returned handle, as for a command that was started here.
     #[must_use]
     pub fn attach(&self, attachment: Attachment) -> Job {
+        let stdin = attachment.has_stdin();
         let attach = Box::new(attachment.into_attach());
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
-        let (job, wires) = Job::new(key, attach.job.clone(), true, self.requests.clone());
+        let (job, wires) = Job::new(key, attach.job.clone(), stdin, self.requests.clone());
         let request = Request::Attach { job: key, attach, wires };
         if let Err(mpsc::error::SendError(Request::Attach { attach, wires, .. })) =
             self.requests.0.send(request)

@@ -1,6 +1,7 @@
 //! What is known of one job, over all the connections on which it was told of.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use afar_proto::connection::{OpenError, ResumeStream, Stream, Verdict};
 use afar_proto::error::ConnectionError;
@@ -12,6 +13,7 @@ use afar_proto::message::{
 use afar_proto::outcome::{End, ExitReport, Phase, RefusalReason, Seal, Started};
 use afar_proto::{Channel, ChannelId, Connection};
 use bytes::Bytes;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
 use super::input::Input;
@@ -34,10 +36,22 @@ enum Asked {
 #[derive(Debug)]
 struct Sent {
     at: Instant,
+    /// The same in the time since boot, which goes on while this machine sleeps, as the runtime's
+    /// does not.
+    since_boot: Duration,
     /// The supervisor's life at the other end of that connection, if it has said so.
     incarnation: Option<Incarnation>,
     /// Whether that is the present connection.
     on_this_link: bool,
+}
+
+impl Sent {
+    /// How long ago that was. The server holds it against how long its journal vouches, so a sleep
+    /// of this machine has to count.
+    fn age(&self, now: Instant, since_boot: Duration) -> Duration {
+        let by_runtime = now.saturating_duration_since(self.at);
+        by_runtime.max(since_boot.saturating_sub(self.since_boot))
+    }
 }
 
 /// What is known of a job.
@@ -93,7 +107,8 @@ impl JobState {
     pub(crate) fn opened_already(spec: OpenSpec, sent_at: Instant, wires: JobWires) -> Self {
         let mut state = Self::opening(spec, wires);
         if let Asked::Open { sent, .. } = &mut state.asked {
-            *sent = Some(Sent { at: sent_at, incarnation: None, on_this_link: true });
+            let since_boot = since_boot().saturating_sub(sent_at.elapsed());
+            *sent = Some(Sent { at: sent_at, since_boot, incarnation: None, on_this_link: true });
         }
         state
     }
@@ -170,15 +185,17 @@ impl JobState {
             Asked::Open { spec, sent } => {
                 match sent {
                     Some(sent) => {
-                        let age_ms = u64::try_from(sent.at.elapsed().as_millis());
+                        let age = sent.age(Instant::now(), since_boot());
+                        let age_ms = u64::try_from(age.as_millis());
                         spec.retry = Some(Retry {
                             age_ms: age_ms.unwrap_or(u64::MAX),
                             incarnation: sent.incarnation.clone(),
                         });
                     }
                     None => {
-                        let (at, incarnation) = (Instant::now(), incarnation.cloned());
-                        *sent = Some(Sent { at, incarnation, on_this_link: true });
+                        let (at, since_boot) = (Instant::now(), since_boot());
+                        let incarnation = incarnation.cloned();
+                        *sent = Some(Sent { at, since_boot, incarnation, on_this_link: true });
                     }
                 }
                 connection.open(spec)?
@@ -286,6 +303,13 @@ impl JobState {
         attached: &Attached,
     ) -> Result<bool, &'static str> {
         let again = matches!(self.asked, Asked::Answered(_));
+        // What this client has asked for itself, whichever of its requests has started it: nobody
+        // else can have had the output, and what is missing is missing.
+        let ours = match &self.asked {
+            Asked::Open { spec, .. } => spec.retry.is_some(),
+            Asked::Attach(_) => false,
+            Asked::Answered(_) => true,
+        };
         let wanted = match &self.asked {
             Asked::Open { .. } => None,
             Asked::Attach(attach) | Asked::Answered(attach) => Some(attach.streams.clone()),
@@ -310,7 +334,7 @@ impl JobState {
             let wanted = wanted.as_ref().map(|wanted| wanted.get(stream.name()));
             let wanted = wanted.map_or(Some(0), |offset| offset.map(|offset| offset.0));
             if let Some(wanted) = wanted.filter(|wanted| *wanted < from.offset) {
-                if again {
+                if ours {
                     self.meet_gap(stream, wanted, from.offset);
                 } else {
                     // Who comes later has missed what was there before: told, and no fault.
@@ -487,6 +511,10 @@ impl JobState {
                 let error = Error::NotResumed { phase, started, refused: Box::new(refused) };
                 return self.failed(outcome, error);
             }
+            // The server knows that there was one, and not what became of it (`J-4.4`).
+            (Asked::Attach(_) | Asked::Open { .. }, Started::Yes) if gone => {
+                Outcome::bare(target, id, refused.phase, Started::Yes, End::Lost)
+            }
             // That there is no such job says nothing of whether there was one.
             (Asked::Attach(_), _) => {
                 Outcome::bare(target, id, refused.phase, Started::Unknown, End::Unknown)
@@ -581,6 +609,30 @@ fn wanted(attach: &Attach) -> BTreeMap<Stream, ResumeStream> {
         .collect()
 }
 
+/// Time since boot, sleep included.
+fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
 fn escaped(error: &ConnectionError) -> String {
     afar_core::escape::escape_for_terminal(error.to_string().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `J-1.6`
+    #[tokio::test(start_paused = true)]
+    async fn the_age_of_a_request_counts_the_time_in_which_the_machine_slept() {
+        let (now, boot) = (Instant::now(), Duration::from_secs(1000));
+        let sent = Sent { at: now, since_boot: boot, incarnation: None, on_this_link: false };
+        let second = Duration::from_secs(1);
+        // The runtime has seen a second, the machine an hour.
+        assert_eq!(sent.age(now + second, boot + 3600 * second), 3600 * second);
+        assert_eq!(sent.age(now + second, boot + second), second);
+        assert!(since_boot() > Duration::ZERO);
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use afar_proto::error::ConnectionError;
 use afar_proto::message::{Answer, Incarnation, Query, Refused, SessionName};
+use afar_proto::outcome::{RefusalReason, Started};
 use afar_proto::{ChannelId, Connection};
 
 use super::job_state::JobState;
@@ -12,8 +13,44 @@ use crate::error::Error;
 use crate::job::{Finished, JobEvent};
 use crate::session::{JobKey, Reply};
 
-/// A question, and who waits for its answer; nobody where it is a wish of ours.
-type Asked = (Query, Option<Reply>);
+/// A question.
+pub(super) struct Question {
+    pub(super) query: Query,
+    /// Who waits for its answer; nobody where it is a wish of ours.
+    pub(super) reply: Option<Reply>,
+    /// Whether it was asked on an earlier connection, and may have done then what it asks for.
+    again: bool,
+}
+
+impl Question {
+    pub(super) fn new(query: Query, reply: Option<Reply>) -> Self {
+        Self { query, reply, again: false }
+    }
+
+    pub(super) fn answer(self, answer: Result<Box<Answer>, Error>) {
+        if let Some(reply) = self.reply {
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(answer);
+        }
+    }
+
+    /// Whether asking it twice may do something twice (`J-2.6`).
+    fn counts_each_time(&self) -> bool {
+        matches!(&self.query, Query::Kill(kill) if kill.signal.is_some())
+    }
+
+    /// What was asked for, if that the job is not there (any more) means that the first time has
+    /// done it.
+    fn was_done_before(&self, refused: &Refused) -> Option<Answer> {
+        let gone = self.again && refused.reason == RefusalReason::NoSuchJob;
+        let job = match &self.query {
+            Query::Kill(kill) if refused.started == Started::Yes => &kill.job,
+            Query::Remove(remove) => &remove.job,
+            _ => return None,
+        };
+        gone.then(|| Answer::Done { job: job.clone() })
+    }
+}
 
 /// The jobs that have not finished.
 pub(super) struct Jobs {
@@ -22,9 +59,9 @@ pub(super) struct Jobs {
     states: BTreeMap<JobKey, (Option<ChannelId>, JobState)>,
     keys: BTreeMap<ChannelId, JobKey>,
     /// Questions on the present connection.
-    queries: BTreeMap<ChannelId, Asked>,
+    queries: BTreeMap<ChannelId, Question>,
     /// Questions for the next one.
-    waiting_queries: Vec<Asked>,
+    waiting_queries: Vec<Question>,
     /// Whether a supervisor has ever said anything: before that no request can have reached one
     /// that lives.
     pub(super) ready: bool,
@@ -150,27 +187,25 @@ impl Jobs {
 
     pub(super) fn handle_refused(&mut self, channel: ChannelId, refused: Refused) {
         match self.queries.remove(&channel) {
-            // Whoever asked may have stopped waiting.
-            Some((_, Some(reply))) => drop(reply.send(Err(Error::Refused(Box::new(refused))))),
-            Some((_, None)) => {}
+            Some(question) => {
+                let done = question.was_done_before(&refused);
+                let refused = || Error::Refused(Box::new(refused));
+                question.answer(done.map(Box::new).ok_or_else(refused));
+            }
             None => self.finish(channel, |state, target| state.refused(target, refused)),
         }
     }
 
     pub(super) fn handle_failed(&mut self, channel: ChannelId, message: String) {
         match self.queries.remove(&channel) {
-            // Whoever asked may have stopped waiting.
-            Some((_, Some(reply))) => drop(reply.send(Err(Error::QueryFailed { message }))),
-            Some((_, None)) => {}
+            Some(question) => question.answer(Err(Error::QueryFailed { message })),
             None => self.finish(channel, |state, target| state.broken(target, message)),
         }
     }
 
     pub(super) fn handle_answer(&mut self, channel: ChannelId, answer: Box<Answer>) {
         match self.queries.remove(&channel) {
-            // Whoever asked may have stopped waiting.
-            Some((_, Some(reply))) => drop(reply.send(Ok(answer))),
-            Some((_, None)) => {}
+            Some(question) => question.answer(Ok(answer)),
             // An attachment that does not follow has come to where it was to end.
             None => self.leave(channel),
         }
@@ -178,23 +213,23 @@ impl Jobs {
 
     // Questions.
 
-    pub(super) fn queried(&mut self, channel: ChannelId, query: Query, reply: Option<Reply>) {
-        self.queries.insert(channel, (query, reply));
+    pub(super) fn queried(&mut self, channel: ChannelId, question: Question) {
+        self.queries.insert(channel, question);
     }
 
-    pub(super) fn keep_query(&mut self, query: Query, reply: Option<Reply>) {
-        self.waiting_queries.push((query, reply));
+    pub(super) fn keep_query(&mut self, question: Question) {
+        self.waiting_queries.push(question);
     }
 
-    pub(super) fn take_queries(&mut self) -> Vec<Asked> {
+    pub(super) fn take_queries(&mut self) -> Vec<Question> {
         std::mem::take(&mut self.waiting_queries)
     }
 
     // The link.
 
     /// Takes over from a connection that has ended what each job has received on it. Whoever asked
-    /// a question asks it again: none does anything twice.
-    pub(super) fn lose_channels(&mut self, connection: &mut Connection) {
+    /// a question asks it again, unless that might do something twice: `cause` is told then.
+    pub(super) fn lose_channels(&mut self, connection: &mut Connection, cause: &ConnectionError) {
         self.keys.clear();
         self.incarnation = None;
         self.lost_sessions.append(&mut self.own_sessions);
@@ -203,9 +238,17 @@ impl Jobs {
                 state.lose_channel(connection.resumption(channel));
             }
         }
-        let queries = std::mem::take(&mut self.queries).into_values();
-        let wanted = |(_, reply): &Asked| reply.as_ref().is_none_or(|reply| !reply.is_closed());
-        self.waiting_queries.extend(queries.filter(wanted));
+        for mut question in std::mem::take(&mut self.queries).into_values() {
+            if question.reply.as_ref().is_some_and(Reply::is_closed) {
+                continue;
+            }
+            if question.counts_each_time() {
+                question.answer(Err(Error::SignalUncertain { cause: cause.clone() }));
+                continue;
+            }
+            question.again = true;
+            self.waiting_queries.push(question);
+        }
     }
 
     pub(super) fn tell_all_lost(&mut self, cause: &ConnectionError) {
@@ -228,8 +271,7 @@ impl Jobs {
             state.finish(finished);
         }
         let asked = std::mem::take(&mut self.queries).into_values();
-        for (_, reply) in asked.chain(std::mem::take(&mut self.waiting_queries)) {
-            let Some(reply) = reply else { continue };
+        for question in asked.chain(std::mem::take(&mut self.waiting_queries)) {
             let error = match error {
                 ConnectionError::PeerClosed(goodbye) if !self.ready => {
                     Error::Unavailable { message: goodbye.message.clone() }
@@ -239,8 +281,7 @@ impl Jobs {
                     gave_up: gave_up.map(ToOwned::to_owned),
                 },
             };
-            // Whoever asked may have stopped waiting.
-            let _ = reply.send(Err(error));
+            question.answer(Err(error));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Links that are lost, and what goes on on the next one.
 
+mod repeated;
+
 use afar_proto::connection::OpenError;
 use afar_proto::message::{
     Answer, Attach, AttachMode, Attached, AttachedStream, Incarnation, JobId, JobPage, KillQuery,
