@@ -6,7 +6,7 @@ use crate::args::AttachArgs;
 use crate::commands::{block_on, job_place, launch_supervisor, settle_job};
 use crate::console::fail;
 use crate::exit::Exit;
-use crate::run::{JobName, Leaving, RunOptions, Signals, Wanted, execute, stdin_is_null};
+use crate::run::{JobName, Leaving, RunOptions, Signals, Wanted, execute};
 
 /// Goes on with the job and ends as it does.
 pub(crate) fn cmd_attach(args: AttachArgs) -> Exit {
@@ -17,7 +17,8 @@ pub(crate) fn cmd_attach(args: AttachArgs) -> Exit {
     let client = settings.client().launcher(launch_supervisor).build();
     let (connect, named) = (args.connect.clone(), target.clone());
     let options = RunOptions {
-        stdin: !args.no_stdin && !args.watch && !stdin_is_null(),
+        // Also one that can only say "end": without `-n` that is what it says to the job.
+        stdin: !args.no_stdin && !args.watch,
         json: args.json,
         result: args.result,
         verbosity: args.connect.verbosity(),

@@ -1,6 +1,6 @@
 //! How a run ended for whoever has started it: the outcome, what is said, and the exit status.
 
-use afar_client::{Client, End, Error, Finished, JobId, Outcome, Phase, Started, Target};
+use afar_client::{End, Error, Finished, JobId, Outcome, Phase, Started};
 use afar_sys::signals::Signal;
 
 use crate::console::{self, Verbosity};
@@ -27,29 +27,44 @@ pub(super) struct Remark {
 }
 
 impl Ending {
-    /// There was no job.
-    pub(super) fn early(target: &str, error: Error) -> Self {
+    /// There was no job, as far as is known here. `job` is the one that was asked for, and what other
+    /// commands call it.
+    pub(super) fn early(target: &str, job: Option<(&JobId, &str)>, error: Error) -> Self {
         let (phase, started) = (error.phase(), error.started());
         let mut outcome = Outcome::not_started(target, None, phase, error.reason());
+        let mut remark = None;
         if started != Started::No {
             outcome.started = started;
             outcome.end = End::Unknown;
+            outcome.job = job.map(|(id, _)| id.to_string());
+            remark = job.map(|(_, place)| Remark {
+                line: format!("{}: {}", phase.as_str(), ends_it(place)),
+                wanted: Verbosity::Quiet,
+            });
         }
         outcome.error = Some(error.to_string());
-        Self { outcome, error: Some(error), exit: Exit::Failed, remark: None, detached: false }
+        Self { outcome, error: Some(error), exit: Exit::Failed, remark, detached: false }
     }
 
-    /// A signal ended us while we were still on the way.
-    pub(super) fn interrupted(client: &Client, target: &Target, signal: Signal) -> Self {
-        let mut outcome =
-            Outcome::not_started(&target.to_string(), None, Phase::Connect, "cancelled");
-        if client.request_in_flight() {
+    /// A signal ended us while we were still on the way; `in_flight` is whether the request may have
+    /// left already. `job` is as with [`Ending::early`].
+    pub(super) fn interrupted(
+        in_flight: bool,
+        target: &str,
+        job: Option<(&JobId, &str)>,
+        signal: Signal,
+    ) -> Self {
+        let mut outcome = Outcome::not_started(target, None, Phase::Connect, "cancelled");
+        let mut ends = String::new();
+        if in_flight {
             outcome.phase = Phase::Authenticate;
             outcome.started = Started::Unknown;
             outcome.end = End::Unknown;
+            outcome.job = job.map(|(id, _)| id.to_string());
+            ends = job.map(|(_, place)| format!("; {}", ends_it(place))).unwrap_or_default();
         }
         let clause = console::started_clause(outcome.started);
-        let line = format!("{}: ended by SIG{signal}; {clause}", outcome.phase.as_str());
+        let line = format!("{}: ended by SIG{signal}; {clause}{ends}", outcome.phase.as_str());
         outcome.error = Some(line.clone());
         let remark = Some(Remark { line, wanted: Verbosity::Normal });
         Self { outcome, error: None, exit: Exit::Signal(signal), remark, detached: false }
@@ -89,17 +104,15 @@ impl Ending {
         let (did, wanted) = match left {
             Left::Cancelled => ("left, and the command is cancelled".to_owned(), Verbosity::Normal),
             Left::Alone => (format!("left, and the command goes on: {place}"), Verbosity::Quiet),
-            Left::Away => {
-                let ends = format!("`afar kill {place}` ends it");
-                (
-                    format!("left without a connection, so the command goes on; {ends}"),
-                    Verbosity::Quiet,
-                )
-            }
+            Left::Away => (
+                format!("left without a connection, so the command goes on; {}", ends_it(place)),
+                Verbosity::Quiet,
+            ),
             Left::Unanswered => {
                 outcome.phase = Phase::Spawn;
                 outcome.started = Started::Unknown;
-                ("left before the server had answered".to_owned(), Verbosity::Quiet)
+                let ends = ends_it(place);
+                (format!("left before the server had answered; {ends}"), Verbosity::Quiet)
             }
         };
         let exit = if left == Left::Cancelled {
@@ -130,6 +143,10 @@ pub(super) enum Left {
     Unanswered,
 }
 
+fn ends_it(place: &str) -> String {
+    format!("`afar kill {place}` ends it")
+}
+
 /// A job that runs, of whose end nothing is known here.
 fn unfinished(target: &str, job: &JobId, started_at_us: Option<u64>) -> Outcome {
     let mut outcome = Outcome::not_started(target, Some(job.as_str()), Phase::Run, "");
@@ -154,7 +171,30 @@ mod tests {
         assert_eq!((&ending.outcome.end, ending.exit), (&End::Unknown, Exit::Failed));
         let remark = ending.remark.unwrap();
         assert!(remark.line.ends_with("whether the command was started is not known"));
+        assert!(remark.line.contains("`afar kill ann@host/j` ends it"), "{}", remark.line);
         assert_eq!(remark.wanted, Verbosity::Quiet);
+    }
+
+    #[test]
+    fn a_job_that_was_perhaps_started_has_a_name_before_any_answer() {
+        let id = JobId::new("j").unwrap();
+        let job = Some((&id, "ann@host/j"));
+        let lost = |started| Error::Broken { phase: Phase::Run, started, message: "x".to_owned() };
+        let ends = "`afar kill ann@host/j` ends it";
+
+        let ending = Ending::early("host", job, lost(Started::Unknown));
+        assert_eq!(ending.outcome.job.as_deref(), Some("j"));
+        assert!(ending.remark.unwrap().line.ends_with(ends));
+        let ending = Ending::interrupted(true, "host", job, Signal::INT);
+        assert_eq!(ending.outcome.job.as_deref(), Some("j"));
+        assert!(ending.remark.unwrap().line.ends_with(ends));
+
+        // What was not started is nobody's to end.
+        let ending = Ending::early("host", job, lost(Started::No));
+        assert!(ending.outcome.job.is_none() && ending.remark.is_none());
+        let ending = Ending::interrupted(false, "host", job, Signal::INT);
+        assert!(ending.outcome.job.is_none());
+        assert!(!ending.remark.unwrap().line.contains("afar kill"));
     }
 
     #[test]

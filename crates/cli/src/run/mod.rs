@@ -96,7 +96,7 @@ pub(crate) fn stdin_is_null() -> bool {
 pub(crate) async fn execute(
     client: &Client,
     target: &Target,
-    wanted: Wanted,
+    mut wanted: Wanted,
     options: RunOptions,
     mut signals: Signals,
 ) -> Exit {
@@ -108,6 +108,19 @@ pub(crate) async fn execute(
             return Exit::Failed;
         }
     };
+    // What may have been started has a name, even if nobody answers.
+    let started_as = match &mut wanted {
+        Wanted::Start(command) => match command.settle_id() {
+            Ok(id) => Some(id),
+            Err(error) => {
+                say_local_failure(Phase::Resolve, &error.to_string(), Started::No);
+                return Exit::Failed;
+            }
+        },
+        Wanted::Attach(_) => None,
+    };
+    let started_as = started_as.map(|id| ((options.job_name.0)(&id), id));
+    let started_as = started_as.as_ref().map(|(place, id)| (id, place.as_str()));
     if let Target::Ssh(_) = target {
         prompt::remember();
     }
@@ -131,12 +144,12 @@ pub(crate) async fn execute(
             }
             Err(error) => {
                 prompt::restore();
-                Ending::early(&target.to_string(), error)
+                Ending::early(&target.to_string(), started_as, error)
             }
         },
         signal = signals.next_ending() => {
             prompt::restore();
-            Ending::interrupted(client, target, signal)
+            Ending::interrupted(client.request_in_flight(), &target.to_string(), started_as, signal)
         }
     };
     conclude(ending, &options, output, result, &mut signals).await
@@ -153,7 +166,7 @@ async fn begin(
         Wanted::Start(command) => client.start(target, command.stdin(stdin)).await,
         Wanted::Attach(attachment) => {
             let session = client.connect(target).await?;
-            let job = session.attach(attachment);
+            let job = session.attach(attachment.stdin(stdin));
             Ok((session, job))
         }
     }
@@ -260,8 +273,8 @@ impl Runner<'_> {
 
     fn begin(&mut self, known: Known) {
         self.known = Some(known);
-        let stdin = self.job.as_mut().and_then(Job::take_stdin);
-        if let Some(stdin) = stdin.filter(|_| self.options.stdin) {
+        // There is none unless ours is wanted: to drop it would end the job's.
+        if let Some(stdin) = self.job.as_mut().and_then(Job::take_stdin) {
             // Not before the command has started: what was read for nothing is lost.
             stdin::pump(stdin);
         }
@@ -293,7 +306,13 @@ impl Runner<'_> {
     fn broken_off(&self) -> Ending {
         let started = if self.known.is_some() { Started::Yes } else { Started::Unknown };
         let message = "the connection's task has ended".to_owned();
-        Ending::early(&self.target, Error::Broken { phase: Phase::Run, started, message })
+        let job = match (&self.known, &self.job) {
+            (Some(known), _) => Some(&known.job),
+            (None, job) => job.as_ref().map(Job::id),
+        };
+        let job = job.map(|job| (job, (self.options.job_name.0)(job)));
+        let job = job.as_ref().map(|(job, place)| (*job, place.as_str()));
+        Ending::early(&self.target, job, Error::Broken { phase: Phase::Run, started, message })
     }
 
     fn with_local_failure(&self, mut ending: Ending) -> Ending {
@@ -376,6 +395,11 @@ async fn conclude(
     }
     if let Some(error) = &error {
         report::say_error(error, &options.argv);
+        if let Some(Remark { line, wanted }) = &remark
+            && options.verbosity >= *wanted
+        {
+            say(line);
+        }
     } else if let Some(Remark { line, wanted }) = &remark {
         if options.verbosity >= *wanted {
             say(line);
