@@ -65,13 +65,22 @@ pub(crate) async fn connect(
         // It left with the login, and the link was lost before the server said whether it let us in:
         // only another connection can tell what became of it.
         (Err(Failed { error, sent_at: Some(sent_at) }), Some(spec))
-            if error.started() == Started::Unknown =>
+            if error.started() == Started::Unknown && is_lost_link(&error) =>
         {
             let Some(reconnector) = reconnector(client, way, proved) else { return Err(error) };
             let (session, job) = Session::spawn_lost(&name, spec, sent_at, reconnector);
             Ok((session, Some(job)))
         }
         (Err(Failed { error, .. }), _) => Err(error),
+    }
+}
+
+/// Whether it was the link that failed, and not what came over it.
+pub(crate) fn is_lost_link(error: &Error) -> bool {
+    match error {
+        Error::LoginLink { .. } | Error::ConnectTimeout { .. } => true,
+        Error::Login { source, .. } => matches!(source, AuthError::Cut | AuthError::TimedOut),
+        _ => false,
     }
 }
 

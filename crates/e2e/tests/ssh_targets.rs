@@ -287,7 +287,8 @@ fn ssh_asks_at_the_terminal() {
 fn a_lost_link_is_told_and_the_command_goes_on() {
     let far = Far::new();
     let started = || {
-        let mut run = far.script("echo $$; exec sleep 300").spawn();
+        let run = far.script("echo $$; exec sleep 300").args(["--reconnect-for", "0"]);
+        let mut run = run.spawn();
         let pid = run.line().unwrap().parse().unwrap();
         (run, process::Process::open(pid).unwrap())
     };

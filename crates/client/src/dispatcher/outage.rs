@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use afar_net::driver::Driver;
 use afar_net::transport::AnyTransport;
+use afar_proto::auth::AuthError;
 use afar_proto::error::ConnectionError;
 use afar_proto::message::GoodbyeCode;
 use afar_proto::outcome::Phase;
@@ -120,10 +121,13 @@ pub(super) fn is_for_good(error: &Error) -> bool {
         | Error::Resolve { .. }
         | Error::Tls { .. }
         | Error::LoginLink { .. }
-        | Error::Login { .. }
         | Error::Local(_)
         | Error::Unavailable { .. }
         | Error::TooLate => false,
+        // A listener that has no room says goodbye; one that breaks the protocol will again.
+        Error::Login { source, .. } => {
+            matches!(source, AuthError::PeerMisbehaved(_) | AuthError::PeerIncompatible)
+        }
         // ssh has no other way to say that the host is away than that it failed to connect.
         Error::Ssh(failure) => failure.phase == Phase::Authenticate,
         _ => true,
