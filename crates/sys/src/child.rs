@@ -6,7 +6,7 @@ use crate::process_tree::TreeRoot;
 use crate::signals::{Signal, send_to_pidfd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
@@ -109,6 +109,21 @@ impl Child {
                 Err(error)
             }
         }
+    }
+
+    /// A child of this process that it had started before it executed the present program, and has not
+    /// reaped since. It led a session of its own.
+    ///
+    /// # Errors
+    /// `ESRCH` if the descriptor is not that of a process of this number; `ECHILD` if that is not our
+    /// child.
+    pub fn kept(pid: i32, pidfd: OwnedFd, started_ticks: u64) -> Result<Self, Errno> {
+        let pid = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+        // It may have ended since, but it stays unreaped: what is peeked at stays.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::PidFd(pidfd.as_fd()), options)?;
+        waitid(WaitId::Pid(pid), options)?;
+        Ok(Self { pid, pidfd, session: Session::New, started_ticks, reaped: None })
     }
 
     /// The process id. After the reaping another process may have it: signal through

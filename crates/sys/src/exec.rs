@@ -2,9 +2,11 @@
 
 use crate::errno;
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// The number of the first descriptor that is passed on beside stdin, stdout and stderr.
 const FIRST_PASSED: RawFd = 3;
@@ -68,6 +70,68 @@ fn try_exec(
     };
     errno::of_minus_one(c_int::try_from(code).unwrap_or(-1))?;
     Ok(())
+}
+
+/// Executes the program at `program` in the place of this process, which keeps its number and its children.
+/// Stdin, stdout, stderr and `kept` stay open under the numbers that they have; every other descriptor is
+/// closed.
+///
+/// SIGHUP is ignored from here on until the program says otherwise: it may be sent again before the program
+/// has a handler for it.
+///
+/// Returns only if it failed; everything is as before then.
+pub fn exec_keeping(
+    program: &CStr,
+    argv: &[CString],
+    env: &[CString],
+    kept: &[BorrowedFd<'_>],
+) -> Errno {
+    if let Err(error) = crate::inherit::set_cloexec_on_inherited() {
+        return Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    }
+    let passed = kept.iter().try_for_each(|fd| fcntl_setfd(fd, FdFlags::empty()));
+    let error = passed.err().unwrap_or_else(|| {
+        let before = ignore_hangup(libc::SIG_IGN);
+        let (argv, env) = (pointers(argv), pointers(env));
+        // SAFETY: the path is a C string, and the two arrays of C strings end with null; all of it
+        // outlives the call.
+        unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+        let error = errno::last();
+        ignore_hangup(before);
+        error
+    });
+    for fd in kept {
+        let _ = fcntl_setfd(fd, FdFlags::CLOEXEC);
+    }
+    error
+}
+
+/// Sets what SIGHUP does; returns what it did.
+fn ignore_hangup(action: libc::sighandler_t) -> libc::sighandler_t {
+    // SAFETY: the action is "ignore", or one that was this process's own before.
+    unsafe { libc::signal(libc::SIGHUP, action) }
+}
+
+/// Takes a descriptor that [`exec_keeping`] has kept open; it is closed on exec from now on. To be called
+/// while this process has opened nothing yet but what it takes itself.
+///
+/// # Errors
+/// `EBADF` if it is not open, is 0, 1 or 2, or was taken before.
+pub fn take_kept(number: RawFd) -> Result<OwnedFd, Errno> {
+    static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+    if number < FIRST_PASSED || !crate::inherit::is_fd_open(number) {
+        return Err(Errno::BADF);
+    }
+    // Whoever has panicked while it held the lock has left the set whole.
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if !taken.insert(number) {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: the number is open, and by the account above nobody has taken it from here before. The
+    // caller is the program that was executed with it, before it has opened anything itself.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
+    Ok(fd)
 }
 
 fn clear_of_targets(fd: BorrowedFd<'_>, behind: RawFd) -> Result<OwnedFd, Errno> {
@@ -134,6 +198,40 @@ mod tests {
         let error = exec_in_place(shell.as_fd(), &argv, &env, &[one.as_fd(), two.as_fd()]);
         drop(inherited);
         panic!("{error}");
+    }
+
+    #[test]
+    fn the_same_process_goes_on_as_another_program_with_what_was_kept() {
+        let test = "exec::tests::the_same_process_goes_on_as_another_program_with_what_was_kept";
+        if !crate::rig::alone(test) {
+            return;
+        }
+        let (kept, other) = (file_with("kept\n"), file_with("other\n"));
+        let (number, others) = (kept.as_raw_fd(), other.as_raw_fd());
+        let missing = exec_keeping(c"/nonexistent", &[], &[], &[kept.as_fd()]);
+        assert_eq!(missing, Errno::NOENT);
+        assert!(rustix::io::fcntl_getfd(&kept).unwrap().contains(FdFlags::CLOEXEC));
+        let script = format!(
+            "[ $$ = {} ] || exit 1; [ -e /proc/$$/fd/{others} ] && exit 1; read a </proc/$$/fd/{number}
+            kill -HUP $$; [ $a = kept ] && echo 1 passed",
+            std::process::id()
+        );
+        let argv = exec_strings(["sh", "-c", &script]).unwrap();
+        let env = exec_strings(["PATH=/bin:/usr/bin"]).unwrap();
+        let error = exec_keeping(c"/bin/sh", &argv, &env, &[kept.as_fd()]);
+        panic!("{error}");
+    }
+
+    #[test]
+    fn what_was_kept_is_taken_once() {
+        use std::os::fd::IntoRawFd;
+        let number = file_with("").into_raw_fd();
+        let taken = take_kept(number).unwrap();
+        assert!(rustix::io::fcntl_getfd(&taken).unwrap().contains(FdFlags::CLOEXEC));
+        assert_eq!(take_kept(number).unwrap_err(), Errno::BADF);
+        assert_eq!(take_kept(2).unwrap_err(), Errno::BADF);
+        assert_eq!(take_kept(RawFd::MAX).unwrap_err(), Errno::BADF);
+        drop(taken);
     }
 
     #[test]
