@@ -170,8 +170,10 @@ impl Sealer {
         let Some(before) = self.bytes.checked_sub(self.tail.len() as u64) else { return false };
         let chunks = before / CHUNK_BYTES;
         let whole = chunks.count_ones() as usize;
-        // Without a rest, the last two are still apart.
-        let apart = usize::from(self.tail.is_empty() && chunks > 1);
+        // Without a rest, the last one stands alone, and so do those that it will be merged with: one
+        // for each size from its own up to the smallest of the whole ones.
+        let apart = if self.tail.is_empty() && chunks > 1 { chunks.trailing_zeros() } else { 0 };
+        let apart = usize::try_from(apart).unwrap_or(usize::MAX);
         self.tail.len() <= CHUNK_LEN
             && before.is_multiple_of(CHUNK_BYTES)
             && !(self.tail.is_empty() && chunks == 1)

@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
+use afar_proto::json::base64_bytes;
 use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// So many pieces keep their own times however small they are; behind them small ones are put
 /// together, so that a million single bytes take the memory of their sum.
@@ -42,7 +44,8 @@ impl Piece {
 }
 
 /// Pieces without holes between them: each begins where the one before it ends.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(try_from = "Written")]
 pub(super) struct Held {
     pieces: VecDeque<Piece>,
     /// Small pieces behind `pieces`, put together, with the clock of the first.
@@ -50,6 +53,52 @@ pub(super) struct Held {
     gathered_clock_us: u64,
     start: u64,
     end: u64,
+}
+
+/// [`Held`] as it is written down.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    start: u64,
+    pieces: Vec<WrittenPiece>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrittenPiece {
+    clock_us: u64,
+    #[serde(with = "base64_bytes")]
+    bytes: Vec<u8>,
+}
+
+impl Serialize for Held {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let gathered = (!self.gathered.is_empty()).then(|| WrittenPiece {
+            clock_us: self.gathered_clock_us,
+            bytes: self.gathered.to_vec(),
+        });
+        let pieces = self.pieces.iter();
+        // Of the first one a part may have been released.
+        let pieces = pieces.filter_map(|piece| {
+            let part = piece.part(self.start.max(piece.offset), usize::MAX)?;
+            Some(WrittenPiece { clock_us: part.clock_us, bytes: part.bytes.to_vec() })
+        });
+        let pieces = pieces.chain(gathered).collect();
+        Written { start: self.start, pieces }.serialize(serializer)
+    }
+}
+
+impl TryFrom<Written> for Held {
+    type Error = &'static str;
+
+    fn try_from(written: Written) -> Result<Self, &'static str> {
+        let mut held = Self::ending_at(written.start);
+        for WrittenPiece { clock_us, bytes } in written.pieces {
+            if bytes.is_empty() || held.end.checked_add(bytes.len() as u64).is_none() {
+                return Err("a piece of output that can't be");
+            }
+            held.push(clock_us, bytes.into());
+        }
+        Ok(held)
+    }
 }
 
 impl Held {

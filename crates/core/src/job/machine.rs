@@ -8,6 +8,7 @@ use afar_proto::message::{AttachMode, JobState, OnDisconnect, Overflow, StreamIn
 use afar_proto::outcome::{End, ExitReport, Seal, SealDetail};
 use afar_proto::resume::{Retained, resume};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::attachment::{Attachment, Cursor};
 use super::held::Piece;
@@ -26,12 +27,17 @@ use super::{
 /// Memory is bounded whatever its process and those who are attached do: by
 /// [`UNACKED_BYTES_MAX`] a stream while it is owned, by [`HELD_BYTES_MAX`] while it is not, and by
 /// what those who are attached have said that they take, provided that actions are drained.
-#[derive(Debug)]
+///
+/// It can be written down, to go on in another process: without those who are attached, who come again, and
+/// when its actions are drained. Its clock has to go on too.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Machine {
     settings: Settings,
     sources: [Source; 2],
+    #[serde(skip)]
     attachments: Vec<Attachment>,
     /// Who owns the job; one of `attachments`.
+    #[serde(skip)]
     owner: Option<AttachmentId>,
     /// `Some` iff the job still reads stdin.
     stdin: Option<Stdin>,
@@ -47,10 +53,11 @@ pub struct Machine {
     /// Whether somebody has owned it, and has not left it on purpose: it may come back.
     awaited: bool,
     spool: SpoolState,
+    #[serde(skip)]
     actions: VecDeque<Action>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Stdin {
     at: StdinAt,
     /// Whether its end was received.
@@ -58,7 +65,7 @@ struct Stdin {
 }
 
 /// The process has ended.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Exit {
     report: ExitReport,
     session_restarted: bool,
@@ -69,7 +76,7 @@ struct Exit {
 }
 
 /// The output is over too.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Sealed {
     seal: Box<Seal>,
     at: Instant,

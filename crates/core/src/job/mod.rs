@@ -27,6 +27,7 @@ use afar_proto::connection::Stream;
 use afar_proto::message::{AttachMode, AttachStart, OnDisconnect, OpenSpec, Overflow};
 use afar_proto::outcome::{End, ExitReport, Receipt, Seal};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 pub use held::Piece;
 pub use machine::Machine;
@@ -79,7 +80,7 @@ impl Allowance {
 }
 
 /// What the request for a job says about its life.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// What happens to output for which there is no room.
     pub overflow: Overflow,
@@ -145,7 +146,7 @@ pub struct AttachedAt {
 }
 
 /// How far stdin has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StdinAt {
     /// The next offset that is wanted.
     pub received: u64,
@@ -178,7 +179,7 @@ pub enum Leave {
 }
 
 /// Why a job is ended; the first cause stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
     /// Its time limit has passed.
     Timeout,
@@ -204,7 +205,7 @@ pub struct Exited {
 }
 
 /// What a job's spool takes now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SpoolState {
     /// There is none.
     #[default]

@@ -8,14 +8,17 @@ use afar_proto::message::{AttachStart, StreamInfo};
 use afar_proto::outcome::StreamSeal;
 use afar_proto::seal::Sealer;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::held::{Held, Piece};
 
 /// What was produced on one stream, and what is kept.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Source {
+    #[serde(with = "stream_name")]
     pub(super) stream: Stream,
     /// Of every byte, whatever became of it (`J-3.7`).
+    #[serde(with = "sealer_state")]
     sealer: Sealer,
     /// What is in memory, up to the last byte that was produced.
     pub(super) held: Held,
@@ -32,7 +35,7 @@ pub(super) struct Source {
 
 /// What of a stream the spool has: `from..to` can be read there, and what is before `asked` was handed
 /// over. `from <= to <= asked`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Spooled {
     pub(super) from: u64,
     pub(super) to: u64,
@@ -48,7 +51,8 @@ pub(super) enum Place {
     Behind(u64),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum State {
     Open,
     /// Nothing more comes. `complete` iff the stream ended by itself.
@@ -201,5 +205,47 @@ impl Source {
     pub(super) fn info(&self) -> StreamInfo {
         let kept_from = self.kept_from();
         StreamInfo { bytes: self.produced(), kept_from, gaps: self.gaps.clone() }
+    }
+}
+
+/// A stream by its name.
+mod stream_name {
+    use afar_proto::connection::Stream;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        stream: &Stream,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(stream.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Stream, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let found = Stream::OUTPUTS.into_iter().find(|stream| stream.name() == name);
+        found.ok_or_else(|| serde::de::Error::custom("no stream of a job has this name"))
+    }
+}
+
+/// The state of a hash that goes on.
+mod sealer_state {
+    use afar_proto::json::base64_bytes;
+    use afar_proto::seal::Sealer;
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        sealer: &Sealer,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        base64_bytes::serialize(&sealer.to_bytes(), serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Sealer, D::Error> {
+        let state = base64_bytes::deserialize(deserializer)?;
+        Sealer::from_bytes(&state).map_err(serde::de::Error::custom)
     }
 }

@@ -3,6 +3,7 @@
 mod ends;
 mod output;
 mod owners;
+mod upgrade;
 
 use std::collections::BTreeMap;
 
