@@ -361,6 +361,14 @@ pub(crate) struct SupervisorArgs {
     /// Listen on the socket that is open as 3, and hold the lock that is open as 4
     #[arg(long)]
     pub(crate) passed: bool,
+
+    /// Go on with what the program before this one has left in this descriptor
+    #[arg(long, value_name = "FD", conflicts_with = "passed")]
+    pub(crate) resume: Option<i32>,
+
+    /// Only say whether it could go on with what stdin has
+    #[arg(long, conflicts_with_all = ["passed", "resume"])]
+    pub(crate) check_state: bool,
 }
 
 /// Whom to become.

@@ -46,6 +46,15 @@ pub const LOG_BYTES_MAX: u64 = 1024 * 1024;
 /// How often a supervisor looks whether its socket can still be found.
 pub const SOCKET_INTERVAL: Duration = Duration::from_secs(15);
 
+/// How long clients may take to be told that the supervisor is being upgraded.
+pub const UPGRADE_GOODBYE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long jobs are waited for that are about to end when their supervisor is to be upgraded.
+pub const UPGRADE_FREEZE_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long the next program may take to say whether it can go on with what it is left.
+pub const UPGRADE_CHECK_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long what a killed supervisor's jobs have left may take to end, from TERM to KILL.
 pub const LOST_GRACE: Duration = Duration::from_secs(5);
 

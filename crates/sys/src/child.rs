@@ -4,12 +4,12 @@ use crate::boot::ticks_since_boot;
 use crate::errno;
 use crate::process_tree::TreeRoot;
 use crate::signals::{Signal, send_to_pidfd};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Whether a new process leads a session of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -165,6 +165,22 @@ impl Child {
             match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Blocks until the process has ended, or for `time`; whether it has ended. It stays unreaped.
+    ///
+    /// # Errors
+    /// Those of poll(2).
+    pub fn wait_for(&self, time: Duration) -> Result<bool, Errno> {
+        let deadline = Instant::now() + time;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
+            match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&left)) {
+                Err(Errno::INTR) => {}
+                ended => return ended.map(|count| count > 0),
             }
         }
     }

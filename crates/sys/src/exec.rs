@@ -73,23 +73,18 @@ fn try_exec(
 }
 
 /// Executes the program at `program` in the place of this process, which keeps its number and its children.
-/// Stdin, stdout, stderr and `kept` stay open under the numbers that they have; every other descriptor is
+/// Stdin, stdout, stderr and the descriptors `kept` stay open under the numbers that they have; every other descriptor is
 /// closed.
 ///
 /// SIGHUP is ignored from here on until the program says otherwise: it may be sent again before the program
 /// has a handler for it.
 ///
 /// Returns only if it failed; everything is as before then.
-pub fn exec_keeping(
-    program: &CStr,
-    argv: &[CString],
-    env: &[CString],
-    kept: &[BorrowedFd<'_>],
-) -> Errno {
+pub fn exec_keeping(program: &CStr, argv: &[CString], env: &[CString], kept: &[RawFd]) -> Errno {
     if let Err(error) = crate::inherit::set_cloexec_on_inherited() {
         return Errno::from_io_error(&error).unwrap_or(Errno::IO);
     }
-    let passed = kept.iter().try_for_each(|fd| fcntl_setfd(fd, FdFlags::empty()));
+    let passed = kept.iter().try_for_each(|fd| mark(*fd, 0));
     let error = passed.err().unwrap_or_else(|| {
         let before = ignore_hangup(libc::SIG_IGN);
         let (argv, env) = (pointers(argv), pointers(env));
@@ -101,9 +96,15 @@ pub fn exec_keeping(
         error
     });
     for fd in kept {
-        let _ = fcntl_setfd(fd, FdFlags::CLOEXEC);
+        let _ = mark(*fd, libc::FD_CLOEXEC);
     }
     error
+}
+
+/// Sets whether a descriptor is closed on exec.
+fn mark(fd: RawFd, flags: c_int) -> Result<(), Errno> {
+    // SAFETY: F_SETFD changes only the mark of the descriptor of this number, if there is one.
+    errno::of_minus_one(unsafe { libc::fcntl(fd, libc::F_SETFD, flags) }).map(|_| ())
 }
 
 /// Sets what SIGHUP does; returns what it did.
@@ -208,7 +209,7 @@ mod tests {
         }
         let (kept, other) = (file_with("kept\n"), file_with("other\n"));
         let (number, others) = (kept.as_raw_fd(), other.as_raw_fd());
-        let missing = exec_keeping(c"/nonexistent", &[], &[], &[kept.as_fd()]);
+        let missing = exec_keeping(c"/nonexistent", &[], &[], &[number]);
         assert_eq!(missing, Errno::NOENT);
         assert!(rustix::io::fcntl_getfd(&kept).unwrap().contains(FdFlags::CLOEXEC));
         let script = format!(
@@ -218,7 +219,7 @@ mod tests {
         );
         let argv = exec_strings(["sh", "-c", &script]).unwrap();
         let env = exec_strings(["PATH=/bin:/usr/bin"]).unwrap();
-        let error = exec_keeping(c"/bin/sh", &argv, &env, &[kept.as_fd()]);
+        let error = exec_keeping(c"/bin/sh", &argv, &env, &[number]);
         panic!("{error}");
     }
 

@@ -172,6 +172,17 @@ impl<T> Register<T> {
         self.jobs.iter().map(|(key, entry)| (key, &entry.value))
     }
 
+    /// What is known of every job: its key, its request, when that came, and what is said of it.
+    pub fn entries(&self) -> impl Iterator<Item = (&JobKey, &Digest, Instant, &T)> {
+        self.jobs.iter().map(|(key, entry)| (key, &entry.digest, entry.at, &entry.value))
+    }
+
+    /// Since when it remembers.
+    #[must_use]
+    pub fn vouch(&self) -> Vouch {
+        self.vouch
+    }
+
     /// Jobs that have not ended.
     #[must_use]
     pub fn running(&self) -> usize {

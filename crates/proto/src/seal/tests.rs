@@ -129,3 +129,15 @@ fn a_state_that_no_sealer_writes_is_refused() {
         assert_eq!(Sealer::from_bytes(state).unwrap_err(), SealerStateError);
     }
 }
+
+#[test]
+fn a_sealer_of_whole_subtrees_that_are_not_merged_yet_can_be_written_down() {
+    // What a pipe of bulk output gives: pieces of one size, each a whole subtree.
+    let whole = sample(64 * 65_536);
+    let mut sealer = Sealer::new();
+    for (piece, end) in whole.chunks(65_536).zip((65_536..).step_by(65_536)) {
+        sealer.update(piece);
+        sealer = Sealer::from_bytes(&sealer.to_bytes()).unwrap();
+        assert_is_of(&sealer, &whole[..end]);
+    }
+}

@@ -82,6 +82,11 @@ impl Cgroups {
         confined
     }
 
+    /// The group of a job that is there already.
+    pub(super) fn existing(&self, name: &str) -> Option<Arc<Group>> {
+        self.slice.as_ref()?.existing_group(name).map(Arc::new)
+    }
+
     fn sweep_now_and_then(&self, slice: &Slice) {
         self.made.set(self.made.get().wrapping_add(1));
         if self.made.get().is_multiple_of(SWEEP_INTERVAL) {

@@ -12,10 +12,12 @@ use afar_proto::Instant;
 use afar_proto::message::{Incarnation, JobId, JobInfo, OpenSpec, Refused};
 use afar_proto::outcome::{Phase, RefusalReason, Seal, Started};
 use afar_sys::boot::since_boot;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Supervisor;
 use super::job::{Job, Route, ToJob, unix_time_us};
+use super::upgrade::WrittenJobs;
 use crate::limits::{ENDED_JOBS_HELD_MAX, JOBS_MAX};
 use crate::store::{Archive, EndedJob, NewJob, SpoolReader, SpoolWriter, Told};
 
@@ -64,7 +66,7 @@ pub(super) struct Asked<'a> {
 }
 
 /// What is left of a job.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Remains {
     pub(super) info: JobInfo,
     pub(super) seal: Seal,
@@ -363,13 +365,64 @@ impl Jobs {
         seen
     }
 
-    /// Tells all that have not ended that they are to end.
-    pub(super) fn end_all(&self) {
+    /// Everything but the jobs themselves, and where they are.
+    pub(super) fn write_down(&self) -> (WrittenJobs, Vec<(JobKey, Digest, Instant, Entry)>) {
+        let register = self.register.borrow();
+        let Vouch { began, since } = register.vouch();
+        let written = WrittenJobs {
+            incarnation: self.incarnation.clone(),
+            began,
+            since,
+            entered: self.entered.get(),
+            attached: self.attached.get(),
+            entries: Vec::new(),
+        };
+        let entries = register.entries();
+        let entries =
+            entries.map(|(key, digest, at, entry)| (key.clone(), *digest, at, entry.clone()));
+        (written, entries.collect())
+    }
+
+    /// Those of the program before this one, still without the jobs themselves.
+    pub(super) fn written_down(written: &WrittenJobs, vouch: Vouch) -> Self {
+        Self {
+            register: RefCell::new(Register::new(vouch, ENDED_JOBS_HELD_MAX)),
+            incarnation: written.incarnation.clone(),
+            entered: Cell::new(written.entered),
+            attached: Cell::new(written.attached),
+        }
+    }
+
+    /// Enters a job that another program has had.
+    pub(super) fn enter_written(
+        &self,
+        key: JobKey,
+        digest: Digest,
+        at: Instant,
+        number: u64,
+        life: Life,
+    ) {
+        let mut register = self.register.borrow_mut();
+        let ended = !matches!(life, Life::Live(_));
+        let entry = Entry { number, life };
+        register.enter(key.clone(), digest, at, entry.clone());
+        if ended {
+            register.end(&key, entry);
+        }
+    }
+
+    /// Tells all that have not ended something.
+    pub(super) fn tell_live(&self, told: impl Fn() -> ToJob) {
         for (_, entry) in self.register.borrow().iter() {
             if let Life::Live(commands) = &entry.life {
-                let _ = commands.send(ToJob::End(Cause::Cancelled));
+                let _ = commands.send(told());
             }
         }
+    }
+
+    /// Tells all that have not ended that they are to end.
+    pub(super) fn end_all(&self) {
+        self.tell_live(|| ToJob::End(Cause::Cancelled));
     }
 }
 

@@ -16,9 +16,13 @@ mod request;
 mod session;
 mod socket;
 mod standing;
+mod upgrade;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -39,11 +43,13 @@ use crate::paths::jobs_dir;
 use crate::store::{self, Archive, ArchiveConfig, Beginning, OpenedArchive, Quotas, RealDisk};
 use conversation::Conversation;
 use socket::{Claim, Socket};
+use upgrade::Left;
 
 pub use afar_core::job::limits::{DRAIN_MAX, DRAIN_SILENCE};
 pub(crate) use environment::{login_variables, shell_of};
 pub(crate) use request::MARK_VARIABLE;
 pub use session::{SESSION_IDLE_MAX, SESSION_QUEUE_MAX, SESSIONS_MAX};
+pub use upgrade::check_state;
 
 /// How long a supervisor without connections and jobs stays.
 pub const IDLE_EXIT: Duration = Duration::from_secs(600);
@@ -68,13 +74,15 @@ pub struct SupervisorConfig {
     pub idle_exit: Duration,
     /// Whether root has started it, and has passed its socket and its lock on to it.
     pub passed: bool,
+    /// The descriptor of what the program before this one has left, in an upgrade.
+    pub resume: Option<RawFd>,
     /// The log.
     pub log: Log,
 }
 
 impl Default for SupervisorConfig {
     fn default() -> Self {
-        Self { idle_exit: IDLE_EXIT, passed: false, log: Log::default() }
+        Self { idle_exit: IDLE_EXIT, passed: false, resume: None, log: Log::default() }
     }
 }
 
@@ -116,7 +124,11 @@ struct Supervisor {
     /// What keeps the supervisor from ending for idleness.
     busy: watch::Sender<Counts>,
     /// Whether it was told to end.
-    stopping: watch::Sender<bool>,
+    stopping: watch::Sender<Stopping>,
+    /// Pipes that jobs have left open behind them, by their descriptors.
+    left_open: RefCell<BTreeSet<RawFd>>,
+    /// Where its program was found when it was started: that of the next one, after an upgrade.
+    executable: PathBuf,
     /// The turn to look at what grants rest on.
     looking: Arc<Semaphore>,
     /// Those of the last grant whose files were found to be on this machine.
@@ -135,7 +147,10 @@ impl Supervisor {
             connections: Cell::default(),
             sessions: session::Sessions::default(),
             busy: watch::Sender::new(Counts::default()),
-            stopping: watch::Sender::new(false),
+            stopping: watch::Sender::new(Stopping::No),
+            left_open: RefCell::default(),
+            // The name of a program that was replaced since is of no use to anybody.
+            executable: std::env::current_exe().unwrap_or_default(),
             looking: Arc::new(Semaphore::new(1)),
             local_files: RefCell::default(),
             log,
@@ -151,12 +166,16 @@ impl Supervisor {
 
 /// What is known of the jobs before, and will be of those to come. Without it jobs run all the same,
 /// and are forgotten with this process.
-fn open_archive(user: &User, log: Log) -> Option<Rc<RefCell<Archive>>> {
+fn open_archive(
+    user: &User,
+    incarnation: Option<Incarnation>,
+    log: Log,
+) -> Option<Rc<RefCell<Archive>>> {
     let path = jobs_dir(&user.home);
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let opened = afar_sys::boot::boot_id().map_err(|error| error.to_string()).and_then(|boot| {
         let beginning = Beginning {
-            incarnation: Some(new_incarnation().as_str().to_owned()),
+            incarnation: incarnation.map(|incarnation| incarnation.as_str().to_owned()),
             boot,
             since_boot: afar_sys::boot::since_boot(),
             unix_us: u64::try_from(unix.as_micros()).unwrap_or(u64::MAX),
@@ -206,6 +225,9 @@ fn new_incarnation() -> Incarnation {
 pub fn run(config: SupervisorConfig) -> Result<u8, SupervisorError> {
     // Whoever started us may ignore it, and then no child could be waited for.
     afar_sys::signals::default_sigchld();
+    if let Some(number) = config.resume {
+        return go_on(number, config);
+    }
     let claim = if config.passed { Some(Claim::passed()?) } else { Claim::own()? };
     let Some(claim) = claim else { return Ok(0) };
     let user = current_user()
@@ -237,9 +259,36 @@ pub fn run(config: SupervisorConfig) -> Result<u8, SupervisorError> {
     if let Err(error) = rustix::process::setpriority_process(None, 0) {
         config.log.info(&format!("jobs have the niceness of whoever started the first: {error}"));
     }
-    let archive = open_archive(&user, config.log);
-    let mut supervisor =
-        Supervisor { cgroups, ..Supervisor::new(user, open_files_soft, config.log) };
+    let archive = open_archive(&user, Some(new_incarnation()), config.log);
+    let supervisor = Supervisor { cgroups, ..Supervisor::new(user, open_files_soft, config.log) };
+    run_here(supervisor, archive, claim, None, config.idle_exit)
+}
+
+/// Goes on with what the program before this one has left in this process.
+fn go_on(number: RawFd, config: SupervisorConfig) -> Result<u8, SupervisorError> {
+    let failed = io_error("cannot go on after an upgrade");
+    // Before anything is opened.
+    let left = Left::take(number).map_err(&failed)?;
+    let claim = left.claim().map_err(&failed)?;
+    let user = current_user()
+        .map_err(io_error("cannot read the user database"))?
+        .ok_or_else(|| SupervisorError::UnknownUser(effective_uid()))?;
+    let archive = open_archive(&user, None, config.log);
+    let supervisor = Supervisor {
+        cgroups: confine::Cgroups::take(&user, config.log),
+        jobs: left.jobs(),
+        ..Supervisor::new(user, left.open_files_soft(), config.log)
+    };
+    run_here(supervisor, archive, claim, Some(left), config.idle_exit)
+}
+
+fn run_here(
+    mut supervisor: Supervisor,
+    archive: Option<Rc<RefCell<Archive>>>,
+    claim: Claim,
+    left: Option<Left>,
+    idle_exit: Duration,
+) -> Result<u8, SupervisorError> {
     let archived = archive.as_ref().and_then(|archive| jobs::Jobs::archived(Rc::clone(archive)));
     if let Some(jobs) = archived {
         supervisor.jobs = jobs;
@@ -256,7 +305,7 @@ pub fn run(config: SupervisorConfig) -> Result<u8, SupervisorError> {
     if let Some(archive) = archive {
         local.spawn_local(async move { store::tend(&archive).await });
     }
-    local.block_on(&runtime, serve(supervisor, claim, config.idle_exit)).map(|()| 0)
+    local.block_on(&runtime, serve(supervisor, claim, left, idle_exit)).map(|()| 0)
 }
 
 /// Has the runtime start one of its threads for what blocks, which it keeps.
@@ -272,11 +321,17 @@ fn keep_a_thread(runtime: &tokio::runtime::Runtime) -> Result<(), SupervisorErro
 async fn serve(
     supervisor: Rc<Supervisor>,
     claim: Claim,
+    left: Option<Left>,
     idle_exit: Duration,
 ) -> Result<(), SupervisorError> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut term = signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(io_error("cannot handle SIGHUP"))?;
+    let mut upgrade_wanted = false;
     let mut socket = Some(claim.listen()?);
+    if let Some(left) = left {
+        left.go_on(&supervisor);
+    }
     say_ready();
     let mut look = tokio::time::interval(SOCKET_INTERVAL);
     let mut idling = Box::pin(idle(supervisor.busy.subscribe(), idle_exit));
@@ -308,6 +363,19 @@ async fn serve(
             _ = term.recv() => {
                 stop(&supervisor, socket).await;
                 return Ok(());
+            }
+            _ = hangup.recv() => {
+                upgrade_wanted = true;
+                if supervisor.busy.borrow().sessions > 0 {
+                    supervisor.log.info("an upgrade waits for the end of the sessions");
+                }
+            }
+            () = no_sessions(supervisor.busy.subscribe()), if upgrade_wanted => {
+                upgrade_wanted = false;
+                match &socket {
+                    Some(socket) => upgrade::upgrade(&supervisor, socket).await,
+                    None => supervisor.log.info("not upgraded: it only waits for its last jobs"),
+                }
             }
         }
     }
@@ -366,6 +434,22 @@ async fn idle(mut busy: watch::Receiver<Counts>, time: Duration) {
             return;
         }
     }
+}
+
+/// What the supervisor is about to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopping {
+    No,
+    /// It ends, and its jobs do.
+    ForGood,
+    /// It goes on as another program.
+    ForUpgrade,
+}
+
+/// Resolves when there is no session.
+async fn no_sessions(mut busy: watch::Receiver<Counts>) {
+    // The sender lives as long as the supervisor.
+    let _ = busy.wait_for(|counts| counts.sessions == 0).await;
 }
 
 /// Counts a connection for as long as it has something to do.
@@ -473,7 +557,7 @@ impl Drop for OpenSession {
 /// Tells every client that this ends, and waits until their jobs have been ended, and the shells of
 /// sessions. Nobody else can start one before that.
 async fn stop(supervisor: &Rc<Supervisor>, socket: Option<Socket>) {
-    supervisor.stopping.send_replace(true);
+    supervisor.stopping.send_replace(Stopping::ForGood);
     supervisor.jobs.end_all();
     let closed = socket.map(Socket::close).transpose().unwrap_or_else(|error| {
         supervisor.log.error(&format!("who connects now is not heard: {error}"));

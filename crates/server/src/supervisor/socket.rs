@@ -5,15 +5,18 @@
 //! socket, so it stops listening in another way.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 
-use afar_sys::exec::take_passed;
+use afar_proto::json::ByteString;
+use afar_sys::exec::{take_kept, take_passed};
 use afar_sys::private_files::try_lock_exclusive;
 use afar_sys::socket::{listen_bound, listen_unix, refuse_connections, remove_stale_socket};
 use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{SupervisorError, io_error};
@@ -40,6 +43,34 @@ pub(super) struct Claim {
 enum Kind {
     Own { path: PathBuf, lock: OwnedFd },
     Passed { lock: OwnedFd },
+}
+
+/// A socket as it is written down for an upgrade.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct WrittenSocket {
+    /// `None` iff it was passed by root.
+    own_path: Option<ByteString>,
+    listener: RawFd,
+    lock: RawFd,
+}
+
+impl WrittenSocket {
+    pub(super) fn descriptors(&self) -> [RawFd; 2] {
+        [self.listener, self.lock]
+    }
+
+    /// Takes what it names, in the program that goes on with it.
+    pub(super) fn claim(&self) -> io::Result<Claim> {
+        let (bound, lock) = (take_kept(self.listener)?, take_kept(self.lock)?);
+        let kind = match &self.own_path {
+            Some(path) => {
+                let path = PathBuf::from(std::ffi::OsString::from_vec(path.0.clone()));
+                Kind::Own { path, lock }
+            }
+            None => Kind::Passed { lock },
+        };
+        Ok(Claim { kind, bound: Some(bound) })
+    }
 }
 
 impl Claim {
@@ -159,6 +190,19 @@ impl Socket {
             Kind::Passed { .. } => {
                 let _ = refuse_connections(&self.listener);
             }
+        }
+    }
+
+    /// Where it is, by the numbers of its descriptors.
+    pub(super) fn write_down(&self) -> WrittenSocket {
+        let (own_path, lock) = match &self.kind {
+            Kind::Own { path, lock } => (Some(path.as_os_str().as_bytes().to_vec()), lock),
+            Kind::Passed { lock } => (None, lock),
+        };
+        WrittenSocket {
+            own_path: own_path.map(ByteString),
+            listener: self.listener.as_raw_fd(),
+            lock: lock.as_raw_fd(),
         }
     }
 

@@ -43,14 +43,12 @@ fn a_job_that_is_upgraded_again_and_again_loses_nothing_and_its_seal_holds() {
     }
     let last = rig.attach(&request(A, AttachMode::Take, read.len() as u64)).streams[0];
     assert_eq!(last, Some(read.len() as u64));
-    rig.heard.remove(&A);
     rig.allow(A, 1 << 20);
-    read.extend(rig.heard(A).stdout());
+    assert_eq!(read.len(), written.len());
     rig.end_streams();
     rig.upgrade();
     rig.exit(3);
     rig.upgrade();
-    rig.heard.remove(&B);
     rig.attach(&request(B, AttachMode::Take, read.len() as u64));
     rig.allow(B, 100);
     let seal = rig.heard(B).seal.clone().unwrap();

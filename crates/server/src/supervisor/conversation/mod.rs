@@ -20,10 +20,10 @@ use afar_sys::signals::Signal;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
-use super::Supervisor;
 use super::job::{FromJob, Said};
 use super::jobs::refused;
 use super::standing::{Answer, Watch};
+use super::{Stopping, Supervisor};
 use crate::limits::{LOOK_DEADLINE, LOOK_WAITERS_MAX};
 use attachments::Attachments;
 
@@ -85,12 +85,19 @@ impl Conversation {
     /// Runs until the connection has ended. Jobs are told how, and most of them go on.
     pub(super) async fn run(mut self) {
         let mut stopping = self.supervisor.stopping.subscribe();
+        let mut upgrading = self.supervisor.stopping.subscribe();
         let leave = loop {
             tokio::select! {
-                _ = stopping.wait_for(|stopping| *stopping) => {
+                _ = stopping.wait_for(|stopping| *stopping == Stopping::ForGood) => {
                     let message = "the supervisor was told to end";
                     self.driver.connection().close(GoodbyeCode::Unavailable, message);
                     break Leave::Lost;
+                }
+                _ = upgrading.wait_for(|stopping| *stopping == Stopping::ForUpgrade) => {
+                    let message = "the supervisor is being upgraded";
+                    self.driver.connection().close(GoodbyeCode::Restart, message);
+                    // Jobs go on whatever the loss of a link means to them: nobody has lost it.
+                    break Leave::Detached;
                 }
                 (number, looked) = self.watch.looked() => {
                     if self.handle_look(number, looked).is_break() {
@@ -98,7 +105,7 @@ impl Conversation {
                     }
                 }
                 () = until(self.held_until) => self.give_up_held(),
-                event = self.driver.next(), if !*self.supervisor.stopping.borrow() => {
+                event = self.driver.next(), if *self.supervisor.stopping.borrow() == Stopping::No => {
                     if let Event::Closed(why) = event {
                         break leave_by(&why);
                     }

@@ -131,6 +131,19 @@ impl Ending {
         Self { root, grace, kill_at: None, state: State::Idle }
     }
 
+    /// Whether nothing was begun.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
+    /// What is to be ended, of a process of the job's own.
+    pub(super) fn tree(&self) -> Option<&Tree> {
+        match &self.root {
+            Root::Own(tree) => Some(tree),
+            Root::Nothing | Root::InSession { .. } => None,
+        }
+    }
+
     pub(super) fn grace(&self) -> Duration {
         self.grace
     }

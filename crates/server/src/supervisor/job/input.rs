@@ -2,13 +2,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::task::{Context, Poll, ready};
 
 use afar_net::transport::advance;
 use bytes::{Bytes, BytesMut};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use super::written::WrittenInput;
 
 /// Smaller pieces than this are put together.
 const SMALL_BYTES: usize = 4096;
@@ -38,6 +40,24 @@ impl Input {
         let pipe =
             pipe.map(|pipe| afar_sys::readiness::watch(pipe, Interest::WRITABLE)).transpose()?;
         Ok(Self { pipe, ..Self::default() })
+    }
+
+    /// What waits, and whether more may come.
+    pub(super) fn write_down(&self) -> WrittenInput {
+        let waiting = self.queue.iter().flatten().chain(&self.small).copied().collect();
+        let pipe = self.pipe.as_ref().map(|pipe| pipe.get_ref().as_raw_fd());
+        WrittenInput { pipe, waiting, ended: self.ended }
+    }
+
+    /// Goes on with what was written down.
+    pub(super) fn written_down(written: WrittenInput) -> io::Result<Self> {
+        let pipe = written.pipe.map(afar_sys::exec::take_kept).transpose()?;
+        let mut input = Self::new(pipe)?;
+        input.push(written.waiting.into());
+        if written.ended {
+            input.end();
+        }
+        Ok(input)
     }
 
     pub(super) fn push(&mut self, bytes: Bytes) {

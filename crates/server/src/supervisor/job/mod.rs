@@ -7,11 +7,13 @@ mod process;
 mod route;
 mod spooling;
 mod start;
+mod written;
 
 use std::collections::BTreeMap;
 use std::future::{Future as _, poll_fn};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -32,7 +34,7 @@ use tokio::time::Instant;
 
 use super::jobs::Remains;
 use super::session::TurnStarted;
-use super::{Stay, Why};
+use super::{Stay, Supervisor, Why};
 use crate::store::SpoolReader;
 use ending::Ending;
 use input::{Input, Taken};
@@ -44,6 +46,7 @@ use start::Ours;
 
 pub(super) use route::{FromJob, Route, Said, ToJob, Wish};
 pub(super) use start::{Opening, start, start_in_session};
+pub(super) use written::WrittenJob;
 
 /// The task's state. One task owns it and linearizes everything that happens to the job.
 #[derive(Debug)]
@@ -67,6 +70,8 @@ pub(super) struct Job {
     archived: bool,
     /// Whether nobody is to see it any more once it is over.
     removed: bool,
+    /// Whether it stands still, for an upgrade.
+    frozen: bool,
     /// Keeps the supervisor from ending for idleness.
     stay: Stay,
 }
@@ -106,6 +111,7 @@ impl Job {
             timer: Box::pin(tokio::time::sleep_until(started)),
             archived: false,
             removed: false,
+            frozen: false,
             stay: Stay::new(supervisor, Why::Running),
         });
         (job, sender)
@@ -115,7 +121,7 @@ impl Job {
     pub(super) fn revived(
         key: JobKey,
         remains: &Remains,
-        supervisor: &std::rc::Rc<super::Supervisor>,
+        supervisor: &Rc<Supervisor>,
     ) -> std::io::Result<(Box<Self>, UnboundedSender<ToJob>)> {
         let (sender, commands) = unbounded_channel();
         let now = Instant::now();
@@ -136,6 +142,7 @@ impl Job {
             timer: Box::pin(tokio::time::sleep_until(now)),
             archived: true,
             removed: false,
+            frozen: false,
             stay: Stay::new(supervisor, Why::Kept),
         });
         Ok((job, sender))
@@ -183,6 +190,9 @@ impl Job {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             let mut progress = self.poll_commands(context);
+            if self.frozen {
+                return Poll::Pending;
+            }
             progress |= self.poll_outputs(context);
             progress |= self.poll_input(context);
             progress |= self.poll_process(context);
@@ -242,6 +252,14 @@ impl Job {
                 }
             }
             ToJob::End(cause) => self.machine.end(cause),
+            ToJob::Freeze(reply) => {
+                // What those have said who have left by now is done first.
+                self.act();
+                let written = self.write_down();
+                self.frozen = written.is_some();
+                let _ = reply.send(written);
+            }
+            ToJob::Thaw => self.frozen = false,
             ToJob::Describe(reply) => {
                 let _ = reply.send(self.described());
             }
@@ -506,8 +524,7 @@ impl Job {
         }
         for output in &mut self.outputs {
             if let Some(pipe) = output.take_pipe() {
-                let stay = Stay::new(self.stay.supervisor(), Why::LeftOpen);
-                tokio::task::spawn_local(drain_for_nobody(pipe, stay));
+                drain_left_open(pipe, self.stay.supervisor());
             }
         }
         if self.ending.is_over() && !self.stay.is_kept() {
@@ -616,14 +633,22 @@ fn cancelled_before_its_turn() -> Refused {
     }
 }
 
-async fn drain_for_nobody(pipe: AsyncFd<OwnedFd>, _stay: Stay) {
+/// Reads and drops what comes out of a pipe, until nobody holds it open any more.
+pub(super) fn drain_left_open(pipe: AsyncFd<OwnedFd>, supervisor: &Rc<Supervisor>) {
+    let stay = Stay::new(supervisor, Why::LeftOpen);
+    supervisor.left_open.borrow_mut().insert(pipe.get_ref().as_raw_fd());
+    tokio::task::spawn_local(drain_for_nobody(pipe, stay));
+}
+
+async fn drain_for_nobody(pipe: AsyncFd<OwnedFd>, stay: Stay) {
     while let Ok(mut guard) = pipe.readable().await {
         // On the stack only while something is there to be read, and not in the task meanwhile.
         let read = guard.try_io(|pipe| Ok(rustix::io::read(pipe.get_ref(), &mut [0; 4096])?));
         if matches!(read, Ok(Ok(0) | Err(_))) {
-            return;
+            break;
         }
     }
+    stay.supervisor().left_open.borrow_mut().remove(&pipe.get_ref().as_raw_fd());
 }
 
 /// The end of a process as the kernel tells it.

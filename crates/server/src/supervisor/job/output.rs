@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::task::{Context, Poll, ready};
 
 use afar_core::job::Allowance;
@@ -55,6 +55,11 @@ impl Output {
 
     pub(super) fn stream(&self) -> Stream {
         self.stream
+    }
+
+    /// The number of the pipe's descriptor.
+    pub(super) fn number(&self) -> Option<RawFd> {
+        self.pipe.as_ref().map(|pipe| pipe.get_ref().as_raw_fd())
     }
 
     /// Bytes that are in the pipe now. One that can't tell is drained until it is silent, like any

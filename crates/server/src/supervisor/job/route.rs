@@ -1,5 +1,6 @@
 //! Between a job and those who are attached to it: who they are, and what the two say.
 
+use super::written::WrittenJob;
 use afar_core::job::{
     Allowance, AttachRequest, AttachedAt, AttachmentId, Cause, JobKey, Leave, Told,
 };
@@ -21,6 +22,10 @@ pub(in crate::supervisor) enum ToJob {
     Kill(Option<Signal>, oneshot::Sender<bool>),
     /// It is to be ended.
     End(Cause),
+    /// It is to stand still and to write itself down; `None` if that can't be now, and then it goes on.
+    Freeze(oneshot::Sender<Option<Box<WrittenJob>>>),
+    /// It goes on, if it stands still.
+    Thaw,
     /// What is there to be said of it?
     Describe(oneshot::Sender<JobInfo>),
     /// What is kept of it is to be let go of, if it has ended; whether it has.

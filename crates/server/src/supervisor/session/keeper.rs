@@ -17,7 +17,7 @@ use super::shell::{Asked, Shell};
 use super::{Owner, SessionKey, Turn, TurnEnd, TurnStarted};
 use crate::supervisor::job::end_of;
 use crate::supervisor::request::session_environment;
-use crate::supervisor::{OpenSession, Supervisor};
+use crate::supervisor::{OpenSession, Stopping, Supervisor};
 
 /// The task's state.
 struct Keeper {
@@ -119,7 +119,7 @@ impl Keeper {
         tokio::select! {
             // First: a command must not be given to a shell that is known to be gone.
             biased;
-            _ = stopping.wait_for(|stopping| *stopping) => Next::End,
+            _ = stopping.wait_for(|stopping| *stopping == Stopping::ForGood) => Next::End,
             () = gone => Next::Gone,
             turn = self.turns.recv() => turn.map_or(Next::End, |turn| Next::Turn(Box::new(turn))),
             () = idle => Next::Idle,
