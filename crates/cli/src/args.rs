@@ -264,6 +264,11 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     pub(crate) check: bool,
 
+    /// Have the supervisors that run go on as the program that is installed now, with their jobs, and
+    /// leave; as root those of all users
+    #[arg(long, conflicts_with = "check")]
+    pub(crate) upgrade: bool,
+
     /// Listen on this address; may be repeated; port 0 picks a free one [default: 127.0.0.1:2327]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Vec<String>,

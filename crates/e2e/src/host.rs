@@ -468,7 +468,13 @@ impl Drop for Host {
             return;
         }
         let left = self.stop();
-        let stuck: Vec<Entry> = self.reapers.iter().flat_map(Reaper::living).collect();
+        // A guardian ends behind its supervisor; on its way out it has no command line any more.
+        let deadline = Deadline::after(CLEANED_UP_WITHIN);
+        let ends = |entry: &Entry| {
+            Process::open(entry.pid).is_none_or(|process| process.wait_until(deadline))
+        };
+        let living = self.reapers.iter().flat_map(Reaper::living);
+        let stuck: Vec<Entry> = living.filter(|entry| !ends(entry)).collect();
         let log = self.log();
         self.kill_everything();
         assert!(left.is_empty(), "the test left processes behind: {left:#?}\n{log}");

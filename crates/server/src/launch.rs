@@ -6,6 +6,7 @@
 
 pub mod as_user;
 mod root;
+pub mod running;
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};

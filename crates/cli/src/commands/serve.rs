@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use afar_client::{CLASSIC_PORT, DEFAULT_PORT};
 use afar_core::doorkeeper::DoorRules;
 use afar_server::classic::ClassicConfig;
+use afar_server::launch::running::{Told, tell_to_upgrade};
 use afar_server::listener::{Ready, ServeConfig, check, serve};
 use afar_server::log::{Level, Log};
 use afar_server::monitor::check_pattern;
@@ -17,6 +18,9 @@ use crate::settings::{AUTHORIZED_KEYS, LISTEN, ServerSettings, Settled};
 
 /// Serves until SIGTERM or SIGINT, or only checks whether it could.
 pub(crate) fn cmd_serve(args: ServeArgs) -> Exit {
+    if args.upgrade {
+        return upgrade(&args);
+    }
     let verbosity = args.verbosity.level();
     let check_only = args.check;
     let config = match configure(&args) {
@@ -47,6 +51,28 @@ pub(crate) fn cmd_serve(args: ServeArgs) -> Exit {
             Exit::Failed
         }
     }
+}
+
+/// Tells the supervisors; what comes of it is in their logs.
+fn upgrade(args: &ServeArgs) -> Exit {
+    let told = match tell_to_upgrade(&args.accounts.socket_dir) {
+        Ok(told) => told,
+        Err(error) => {
+            say(&format!("serve: {error}"));
+            return Exit::Failed;
+        }
+    };
+    if args.verbosity.level() > Verbosity::Quiet {
+        for Told { uid, pid } in &told {
+            say(&format!(
+                "the supervisor of uid {uid} (process {pid}) was told to upgrade; its log says more"
+            ));
+        }
+        if told.is_empty() {
+            say("no supervisor runs: the next one is started as the new program");
+        }
+    }
+    Exit::Status(0)
 }
 
 /// What counts of the options and the configuration.

@@ -396,7 +396,7 @@ impl Jobs {
     /// Enters a job that another program has had.
     pub(super) fn enter_written(
         &self,
-        key: JobKey,
+        key: &JobKey,
         digest: Digest,
         at: Instant,
         number: u64,
@@ -407,7 +407,7 @@ impl Jobs {
         let entry = Entry { number, life };
         register.enter(key.clone(), digest, at, entry.clone());
         if ended {
-            register.end(&key, entry);
+            register.end(key, entry);
         }
     }
 

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -169,7 +169,7 @@ impl Left {
                     }
                 },
             };
-            supervisor.jobs.enter_written(key, digest, at, number, life);
+            supervisor.jobs.enter_written(&key, digest, at, number, life);
         }
         for number in left_open {
             let pipe = take_kept(number)
@@ -285,7 +285,7 @@ fn try_become_next(supervisor: &Supervisor, state: &State) -> io::Result<std::co
     Err(exec_keeping(&program, &argv, &env, &kept).into())
 }
 
-fn c_string(path: &PathBuf) -> io::Result<CString> {
+fn c_string(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
