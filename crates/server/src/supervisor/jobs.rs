@@ -388,6 +388,7 @@ impl Jobs {
         Self {
             register: RefCell::new(Register::new(vouch, ENDED_JOBS_HELD_MAX)),
             incarnation: written.incarnation.clone(),
+            archive: None,
             entered: Cell::new(written.entered),
             attached: Cell::new(written.attached),
         }

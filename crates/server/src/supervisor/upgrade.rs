@@ -82,6 +82,7 @@ pub(super) enum WrittenLife {
     Ended(Box<Remains>),
     Removed(Box<Remains>),
     Refused(Box<Refused>),
+    Lost(Box<Refused>),
 }
 
 impl State {
@@ -157,6 +158,7 @@ impl Left {
                 WrittenLife::Ended(remains) => Life::Ended(Rc::new(*remains)),
                 WrittenLife::Removed(remains) => Life::Removed(Rc::new(*remains)),
                 WrittenLife::Refused(refused) => Life::Refused(Rc::new(*refused)),
+                WrittenLife::Lost(refused) => Life::Lost(Rc::new(*refused)),
                 WrittenLife::Live(job) => match job.go_on(supervisor) {
                     Ok((job, commands)) => {
                         tokio::task::spawn_local(job.run());
@@ -229,6 +231,7 @@ async fn try_freeze(supervisor: &Rc<Supervisor>) -> (WrittenJobs, usize) {
             Life::Ended(remains) => WrittenLife::Ended(Box::new((*remains).clone())),
             Life::Removed(remains) => WrittenLife::Removed(Box::new((*remains).clone())),
             Life::Refused(refused) => WrittenLife::Refused(Box::new((*refused).clone())),
+            Life::Lost(refused) => WrittenLife::Lost(Box::new((*refused).clone())),
             Life::Live(commands) => {
                 let (reply, answer) = oneshot::channel();
                 let _ = commands.send(ToJob::Freeze(reply));

@@ -37,6 +37,8 @@ pub(in crate::supervisor) struct WrittenJob {
     /// From TERM to KILL.
     grace_ms: u64,
     removed: bool,
+    /// Whether its last word is in the archive.
+    archived: bool,
     /// `None` iff its process has ended, and only what it has produced is kept.
     process: Option<WrittenProcess>,
     /// Its stdout and stderr.
@@ -94,6 +96,7 @@ impl Job {
             elapsed_us: micros(self.started.elapsed()),
             grace_ms: micros(self.ending.grace()) / 1000,
             removed: self.removed,
+            archived: self.archived,
             process,
             outputs: [self.outputs[0].number(), self.outputs[1].number()],
             input: self.input.write_down(),
@@ -147,6 +150,7 @@ impl WrittenJob {
             timer: Box::pin(tokio::time::sleep_until(now)),
             removed: self.removed,
             frozen: false,
+            archived: self.archived,
             stay: Stay::new(supervisor, why),
         });
         Ok((job, sender))
