@@ -172,3 +172,33 @@ fn what_a_job_left_open_is_drained_over_an_upgrade() {
         }
     }
 }
+
+#[test]
+fn output_on_the_disk_is_there_behind_an_upgrade_and_the_rest_follows() {
+    let host = Host::start();
+    let (went, go) = (host.fifo("went"), host.fifo("go"));
+    let script = format!(
+        "head -c 3000000 /dev/zero; echo >{}; read x <{}; head -c 2000000 /dev/zero; exit 5",
+        went.word(),
+        go.word()
+    );
+    let output = host.run(["-d", "-c", &script]).output();
+    let job = output.success().text().trim().to_owned();
+    // It has written more than memory has room for.
+    let _ = went.line();
+    let supervisor = host.supervisor().unwrap();
+    for _ in 0..2 {
+        supervisor.signal(Signal::HUP);
+        // Waits until the next program lets it in.
+        host.run(["--", "true"]).output().success();
+    }
+    go.release();
+    let about = |command: &str| {
+        let run =
+            host.client_options().into_iter().fold(host.afar([command]), |run, word| run.arg(word));
+        run.arg(&job).output()
+    };
+    about("wait").expect_code(5);
+    assert_eq!(about("logs").success().stdout.len(), 5_000_000);
+    assert!(host.log().contains("went on after an upgrade"), "{}", host.log());
+}

@@ -551,11 +551,11 @@ impl Machine {
             return false;
         }
         self.owner = None;
-        self.awaited = how == Leave::Lost;
+        self.awaited = matches!(how, Leave::Lost | Leave::SentAway);
         let ends = match (how, self.settings.on_disconnect) {
             (Leave::Closed, _) | (Leave::Lost, Some(OnDisconnect::Kill)) => true,
             (Leave::Goodbye, on_disconnect) => on_disconnect != Some(OnDisconnect::Keep),
-            (Leave::Lost | Leave::Detached, _) => false,
+            (Leave::Lost | Leave::Detached | Leave::SentAway, _) => false,
         };
         let wants_nothing = ends && how != Leave::Lost;
         let cancels = ends && self.sealed.is_none();
@@ -588,6 +588,14 @@ impl Machine {
     }
 
     // What is known of it.
+
+    /// Up to where the spool has each stream, if nothing is on its way there: from there on it goes on
+    /// in another process.
+    #[must_use]
+    pub fn spooled_to(&self) -> Option<[u64; 2]> {
+        let settled = self.sources.iter().all(|source| source.spooled.to == source.spooled.asked);
+        settled.then(|| self.sources.each_ref().map(|source| source.spooled.to))
+    }
 
     /// How far it has come.
     #[must_use]

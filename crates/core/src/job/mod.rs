@@ -172,6 +172,8 @@ pub enum Leave {
     Detached,
     /// Its connection is gone.
     Lost,
+    /// The server has asked it to come again (`J-4.3`): the job goes on, whatever its settings.
+    SentAway,
     /// Its client has said goodbye to the server.
     Goodbye,
     /// By CLOSE: its client wants no more of the job; behind the seal, it has it (`J-3.6`).

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::BTreeSet;
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -237,6 +238,25 @@ impl Jobs {
         let writer = archive.spool(key, from)?;
         let reader = archive.reader_of(&writer);
         Some((name, writer, reader))
+    }
+
+    /// The spool of a job that goes on after an upgrade.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub(super) fn resume_spool(
+        &self,
+        key: &JobKey,
+        from: [u64; 2],
+    ) -> io::Result<Option<(String, SpoolWriter, SpoolReader)>> {
+        let Some(archive) = self.archive() else { return Ok(None) };
+        let Some(entry) = archive.entry(key) else { return Ok(None) };
+        let name = entry.intended.spool.clone();
+        let resumed = archive.resume_spool(key, from).map_err(io::Error::other)?;
+        Ok(resumed.map(|writer| {
+            let reader = archive.reader_of(&writer);
+            (name, writer, reader)
+        }))
     }
 
     /// The reader of what is kept of a job that has ended. It looks into one directory, at once.

@@ -9,7 +9,7 @@ impl Rig {
     fn upgrade(&mut self) {
         let attached: Vec<_> = self.heard.keys().copied().collect();
         for id in attached {
-            self.leave(id, Leave::Detached);
+            self.leave(id, Leave::SentAway);
         }
         let written = serde_json::to_vec(&self.machine).unwrap();
         self.machine = serde_json::from_slice(&written).unwrap();

@@ -97,7 +97,7 @@ impl Conversation {
                     let message = "the supervisor is being upgraded";
                     self.driver.connection().close(GoodbyeCode::Restart, message);
                     // Jobs go on whatever the loss of a link means to them: nobody has lost it.
-                    break Leave::Detached;
+                    break Leave::SentAway;
                 }
                 (number, looked) = self.watch.looked() => {
                     if self.handle_look(number, looked).is_break() {

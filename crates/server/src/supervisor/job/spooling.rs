@@ -74,6 +74,11 @@ impl Spooling {
         self.tasks.is_empty() && self.reading.is_none() && self.located.is_empty()
     }
 
+    /// Whether it is one that is still written, and nothing is on its way.
+    pub(super) fn stands_still(&self) -> bool {
+        self.writer.is_some() && self.is_idle()
+    }
+
     /// What is left of it when its job is over.
     pub(super) fn into_spooled(self, needed: bool) -> Option<Spooled> {
         self.writer.map(|(name, writer)| Spooled { name, writer, needed })

@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use afar_core::job::{JobKey, Machine};
+use afar_core::job::{JobKey, Machine, SpoolState};
 use afar_proto::connection::Stream;
 use afar_proto::json::base64_bytes;
 use afar_proto::message::JobInfo;
@@ -21,6 +21,7 @@ use super::ending::Ending;
 use super::input::Input;
 use super::output::Output;
 use super::process::{ExitWatch, Process};
+use super::spooling::Spooling;
 use super::{Job, ToJob, micros};
 use crate::supervisor::request::MARK_VARIABLE;
 use crate::supervisor::{Stay, Supervisor, Why};
@@ -39,6 +40,8 @@ pub(in crate::supervisor) struct WrittenJob {
     removed: bool,
     /// Whether its last word is in the archive.
     archived: bool,
+    /// Up to where its spool has its output, if it has one.
+    spool: Option<[u64; 2]>,
     /// `None` iff its process has ended, and only what it has produced is kept.
     process: Option<WrittenProcess>,
     /// Its stdout and stderr.
@@ -88,6 +91,11 @@ impl Job {
             Process::Over if self.stay.is_kept() => None,
             _ => return None,
         };
+        let spool = match &self.spool {
+            None => None,
+            Some(spool) if spool.stands_still() => Some(self.machine.spooled_to()?),
+            Some(_) => return None,
+        };
         let machine = serde_json::to_value(&self.machine).ok()?;
         Some(Box::new(WrittenJob {
             key: self.key.clone(),
@@ -97,6 +105,7 @@ impl Job {
             grace_ms: micros(self.ending.grace()) / 1000,
             removed: self.removed,
             archived: self.archived,
+            spool,
             process,
             outputs: [self.outputs[0].number(), self.outputs[1].number()],
             input: self.input.write_down(),
@@ -125,6 +134,13 @@ impl WrittenJob {
             Some(process) => process.go_on(supervisor, grace)?,
             None => (Process::Over, Ending::of_nothing(grace)),
         };
+        let spool = self.spool.map(|from| supervisor.jobs.resume_spool(&self.key, from));
+        let spool = spool.transpose()?.flatten();
+        let mut machine = self.machine;
+        if self.spool.is_some() && spool.is_none() {
+            // Without the archive what it has can't be read any more; it is told as a gap.
+            machine.spool_is(SpoolState::Failed);
+        }
         let why = if matches!(process, Process::Over) { Why::Kept } else { Why::Running };
         let pipe = |number: Option<RawFd>| number.map(take_kept).transpose();
         let [stdout, stderr] = self.outputs;
@@ -136,7 +152,7 @@ impl WrittenJob {
         let job = Box::new(Job {
             key: self.key,
             info: Box::new(self.info),
-            machine: self.machine,
+            machine,
             process,
             outputs: [
                 Output::new(Stream::Stdout, pipe(stdout)?)?,
@@ -151,6 +167,9 @@ impl WrittenJob {
             removed: self.removed,
             frozen: false,
             archived: self.archived,
+            spool: spool.map(|(name, writer, reader)| {
+                Box::new(Spooling::new(Some((name, writer)), reader))
+            }),
             stay: Stay::new(supervisor, why),
         });
         Ok((job, sender))
