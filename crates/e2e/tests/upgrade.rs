@@ -25,7 +25,7 @@ fn attach(client: &mut RawClient, job: &str, from: u64) -> Value {
 
 /// The bytes of a DATA, behind its offset and its time.
 fn bytes(frame: &RawFrame) -> &[u8] {
-    frame.payload.get(16..).unwrap()
+    frame.payload.get(16..).expect("it begins with an offset and a time")
 }
 
 /// A job that says something, waits for a line, says it again, and ends with 7.
@@ -52,7 +52,7 @@ fn finish(client: &mut RawClient, supervisor: u32) {
     let mut sealer = Sealer::new();
     sealer.update(b"before\n");
     sealer.update(expected.as_bytes());
-    let whole = serde_json::to_value(sealer.seal(true)).unwrap();
+    let whole = serde_json::to_value(sealer.seal(true)).expect("a seal is JSON");
     assert_eq!(seal["streams"]["stdout"]["blake3"], whole["blake3"]);
 }
 
@@ -103,7 +103,7 @@ fn afar_serve_upgrade_tells_the_supervisor() {
 
 /// A host whose program is a copy that can be replaced.
 fn host_of_a_copy() -> (Host, PathBuf, tempfile::TempDir) {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().expect("the test's directory can be made");
     let copy = directory.path().join("afar");
     let script = format!("cp \"$1\" {0} && shift && exec {0} \"$@\"", copy.display());
     let host = Host::builder().serve_through(&["sh", "-c", &script, "sh"]).start();
@@ -142,7 +142,8 @@ fn a_program_that_can_not_go_on_is_not_executed_and_everything_goes_on() {
 /// The file that a process executes, by device and inode.
 fn program_of(process: &Process) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt as _;
-    let program = std::fs::metadata(format!("/proc/{}/exe", process.pid())).unwrap();
+    let program = std::fs::metadata(format!("/proc/{}/exe", process.pid()));
+    let program = program.expect("it runs");
     (program.dev(), program.ino())
 }
 
