@@ -205,10 +205,7 @@ impl Dispatcher {
                 state.push_stdin(bytes);
                 state.pump_stdin(channel);
             }),
-            Request::StdinEnd { job } => self.with_job(job, |channel, state| {
-                state.end_stdin();
-                state.pump_stdin(channel);
-            }),
+            Request::StdinEnd { job } => self.end_stdin(job),
             Request::Signal { job, name } => self.with_job(job, |channel, state| {
                 state.signal(channel, name);
             }),
@@ -219,6 +216,19 @@ impl Dispatcher {
             Request::Detach { job } => self.detach(job),
             Request::Query { query, reply } => self.query(*query, reply),
             Request::Goodbye => {}
+        }
+    }
+
+    fn end_stdin(&mut self, key: JobKey) {
+        let mut short = false;
+        self.with_job(key, |channel, state| {
+            state.end_stdin();
+            state.pump_stdin(channel);
+            short = state.input_is_short();
+        });
+        // Without a link it is found out on the next one.
+        if short && let Some((Some(channel), _)) = self.jobs.state(key) {
+            self.give_up(channel, job_state::SHORT_INPUT);
         }
     }
 
@@ -375,15 +385,18 @@ impl Dispatcher {
                 }
                 self.jobs.leave(id);
             }
-            Err(what) => {
-                if let Link::Up(driver) = &mut self.link
-                    && let Some(channel) = driver.connection().channel(id)
-                {
-                    channel.reset(what);
-                }
-                self.jobs.handle_failed(id, what.to_owned());
-            }
+            Err(what) => self.give_up(id, what),
         }
+    }
+
+    /// Ends a channel on which nothing can go on. The job does, without us.
+    fn give_up(&mut self, id: ChannelId, what: &str) {
+        if let Link::Up(driver) = &mut self.link
+            && let Some(channel) = driver.connection().channel(id)
+        {
+            channel.reset(what);
+        }
+        self.jobs.handle_failed(id, what.to_owned());
     }
 
     // The link.

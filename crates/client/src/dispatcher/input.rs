@@ -14,6 +14,8 @@ pub(super) struct Input {
     waiting: VecDeque<Bytes>,
     /// Bytes at the front of those that wait that have been sent on an earlier connection.
     again: usize,
+    /// Bytes at the front of all input that the job has got already, from an earlier request.
+    repeated: u64,
     unacked: Unacked,
     ended: bool,
 }
@@ -29,7 +31,7 @@ impl Input {
 
     /// Hands the connection as much as it takes; returns how many bytes of it were new to it.
     pub(super) fn pump(&mut self, channel: &mut Channel<'_>) -> usize {
-        let mut fresh = 0;
+        let mut fresh = self.drop_repeated();
         while let Some(front) = self.waiting.front_mut() {
             let taken = channel.writable(Stream::Stdin).min(front.len());
             if taken == 0 {
@@ -47,10 +49,33 @@ impl Input {
             self.again -= repeated;
             fresh += taken - repeated;
         }
-        if self.ended {
+        if self.ended && self.repeated == 0 {
             channel.finish(Stream::Stdin);
         }
         fresh
+    }
+
+    /// Lets go of what the job has got already; returns how many bytes that was.
+    fn drop_repeated(&mut self) -> usize {
+        let mut dropped = 0;
+        while self.repeated > 0
+            && let Some(front) = self.waiting.front_mut()
+        {
+            let piece = front.split_to(
+                usize::try_from(self.repeated).map_or(front.len(), |most| most.min(front.len())),
+            );
+            if front.is_empty() {
+                self.waiting.pop_front();
+            }
+            self.repeated = self.repeated.saturating_sub(piece.len() as u64);
+            dropped += piece.len();
+        }
+        dropped
+    }
+
+    /// Whether all of it is less than what the job has got already: then it was another input.
+    pub(super) fn is_short(&self) -> bool {
+        self.ended && self.waiting.is_empty() && self.repeated > 0
     }
 
     pub(super) fn ack(&mut self, offset: u64) {
@@ -74,10 +99,17 @@ impl Input {
         self.unacked = Unacked::at(offset);
     }
 
+    /// The job was started by an earlier request with the same input, and has got it up to `offset`.
+    pub(super) fn repeat(&mut self, offset: u64) {
+        self.begin(offset);
+        self.repeated = offset;
+    }
+
     /// The job takes no more.
     pub(super) fn close(&mut self) {
         self.waiting.clear();
         self.again = 0;
+        self.repeated = 0;
         self.unacked.clear();
     }
 }

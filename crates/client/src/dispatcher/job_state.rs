@@ -21,6 +21,10 @@ use crate::error::Error;
 use crate::job::{Finished, JobEvent, JobWires};
 use crate::outcome::{Outcome, Verified};
 
+/// Said of a job that was asked for again with less input than it has got.
+pub(super) const SHORT_INPUT: &str =
+    "the job has got more input already than there is here: it was started with another one";
+
 /// How the server was asked for the job, and whether it has answered.
 #[derive(Debug)]
 enum Asked {
@@ -296,13 +300,15 @@ impl JobState {
     /// The job was there already. Whether its client leaves with that.
     ///
     /// # Errors
-    /// The server wants input that it must have got, or can't know of.
+    /// The server wants input that it must have got, or can't know of; or the job has got more than
+    /// there is.
     pub(super) fn attached(
         &mut self,
         channel: Option<Channel<'_>>,
         attached: &Attached,
     ) -> Result<bool, &'static str> {
         let again = matches!(self.asked, Asked::Answered(_));
+        let asked_to_start = matches!(self.asked, Asked::Open { .. });
         // What this client has asked for itself, whichever of its requests has started it: nobody
         // else can have had the output, and what is missing is missing.
         let ours = match &self.asked {
@@ -326,6 +332,7 @@ impl JobState {
             Some(offset) if again => {
                 self.input.rewind(offset).map_err(|_| "input that was not kept is asked for")?;
             }
+            Some(offset) if asked_to_start => self.input.repeat(offset),
             Some(offset) => self.input.begin(offset),
             None => self.close_stdin(),
         }
@@ -343,6 +350,9 @@ impl JobState {
             }
         }
         self.go_on(channel);
+        if self.input.is_short() {
+            return Err(SHORT_INPUT);
+        }
         Ok(self.detach)
     }
 
@@ -376,6 +386,10 @@ impl JobState {
         if fresh > 0 {
             self.wires.stdin_room.add_permits(fresh);
         }
+    }
+
+    pub(super) fn input_is_short(&self) -> bool {
+        self.input.is_short()
     }
 
     pub(super) fn ack_stdin(&mut self, offset: u64) {

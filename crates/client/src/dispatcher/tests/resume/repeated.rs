@@ -130,3 +130,58 @@ async fn an_attachment_without_stdin_leaves_the_input_as_it_is() {
     })
     .await;
 }
+
+/// A command with stdin that was started by an earlier request, and has got 4 bytes.
+async fn started_before(peer: &mut Peer) {
+    let (channel, spec) = peer.opened().await;
+    peer.go_on(channel, &spec.job, 0, Some(4));
+    peer.flush().await;
+}
+
+/// `J-1.3`
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_a_job_again_does_not_repeat_its_input() {
+    let (session, mut peer, _links) = linked();
+    let mut job = session.start(Command::argv(["x"]).stdin(true)).unwrap();
+    let mut stdin = job.take_stdin().unwrap();
+    started_before(&mut peer).await;
+    for piece in [&b"012"[..], b"345", b"6"] {
+        stdin.write(Bytes::from_static(piece)).await.unwrap();
+    }
+    stdin.finish();
+    let mut sent = Vec::new();
+    loop {
+        match in_time(peer.driver.next()).await {
+            Event::Data { stream: Stream::Stdin, offset, bytes, .. } => {
+                assert_eq!(offset, 4 + sent.len() as u64);
+                sent.extend(bytes);
+            }
+            Event::End { stream: Stream::Stdin, .. } => break,
+            _ => {}
+        }
+    }
+    assert_eq!(sent, b"456");
+}
+
+/// `J-1.3`
+#[tokio::test(start_paused = true)]
+async fn less_input_than_the_job_has_got_is_another_input() {
+    for early in [false, true] {
+        let (session, mut peer, _links) = linked();
+        let mut job = session.start(Command::argv(["x"]).stdin(true)).unwrap();
+        let mut stdin = job.take_stdin().unwrap();
+        if !early {
+            started_before(&mut peer).await;
+            assert_eq!(until(&mut job, "attached").await, ["attached"]);
+        }
+        stdin.write(Bytes::from_static(b"012")).await.unwrap();
+        stdin.finish();
+        if early {
+            started_before(&mut peer).await;
+        }
+        let Finished { outcome, error } = peer.while_driven(finished(job)).await;
+        assert_eq!((outcome.started, outcome.status()), (Started::Yes, 255));
+        let error = error.unwrap().to_string();
+        assert!(error.contains("more input already"), "{error}");
+    }
+}
