@@ -386,6 +386,7 @@ impl Entry {
 pub struct Ledger {
     began: Option<Began>,
     jobs: BTreeMap<JobKey, Entry>,
+    is_indexed: bool,
 }
 
 impl Ledger {
@@ -393,6 +394,12 @@ impl Ledger {
     #[must_use]
     pub fn began(&self) -> Option<&Began> {
         self.began.as_ref()
+    }
+
+    /// Whether jobs were ever put into the index: where none is found, it was lost.
+    #[must_use]
+    pub fn is_indexed(&self) -> bool {
+        self.is_indexed
     }
 
     /// What is said of a job.
@@ -478,6 +485,7 @@ impl Ledger {
                 entry.tree_ended = Some(tree);
             }
             JournalRecord::Indexed(Indexed { numbers }) => {
+                self.is_indexed = true;
                 let numbers: BTreeSet<u64> = numbers.into_iter().collect();
                 self.jobs.retain(|_, entry| {
                     entry.is_unfinished() || !numbers.contains(&entry.intended.number)
@@ -500,6 +508,9 @@ impl Ledger {
         let mut file = JOURNAL_MAGIC.to_vec();
         if let Some(began) = self.began.clone() {
             JournalRecord::Began(began).push_to(&mut file, 0)?;
+        }
+        if self.is_indexed {
+            JournalRecord::Indexed(Indexed { numbers: Vec::new() }).push_to(&mut file, 0)?;
         }
         let mut jobs: Vec<&Entry> = self.jobs.values().collect();
         jobs.sort_by_key(|entry| entry.intended.number);

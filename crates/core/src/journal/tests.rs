@@ -300,3 +300,17 @@ proptest! {
         prop_assert_eq!(replay.ledger, ledger);
     }
 }
+
+/// J-5.4: so that whoever finds no index knows that there was one.
+#[test]
+fn that_there_is_an_index_outlives_what_was_put_there() {
+    let mut ledger = Ledger::default();
+    for record in [began("i", 100, 100), intended("a", 1), started("a"), ended("a")] {
+        ledger.apply(record).unwrap();
+    }
+    assert!(!Replay::read(&ledger.to_file().unwrap()).ledger.is_indexed());
+    ledger.apply(JournalRecord::Indexed(Indexed { numbers: vec![1] })).unwrap();
+    let replay = Replay::read(&ledger.to_file().unwrap());
+    assert!(replay.is_good() && replay.ledger.is_indexed());
+    assert_eq!((replay.ledger.jobs().len(), &replay.ledger), (0, &ledger));
+}

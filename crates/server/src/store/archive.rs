@@ -11,7 +11,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -93,7 +92,7 @@ pub struct Archive {
     batch: Option<Batch>,
     next_retention_us: u64,
     /// Says that there is something to be put into the index.
-    work: Rc<Notify>,
+    work: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -134,7 +133,8 @@ impl Archive {
         let journal = opened.journal;
         let known = journal.ledger().jobs().map(|entry| entry.intended.number).collect();
         let before = journal.last_number();
-        let keeper = Keeper::new(&directory, &spools, *log, known, before);
+        let work = Arc::<Notify>::default();
+        let keeper = Keeper::new(&directory, &spools, *log, known, before, &work);
         let mut archive = Self {
             journal,
             spools,
@@ -146,8 +146,14 @@ impl Archive {
             pending: BTreeMap::new(),
             batch: None,
             next_retention_us: 0,
-            work: Rc::default(),
+            work,
         };
+        if archive.journal.ledger().is_indexed()
+            && !Index::is_there(&archive.directory).unwrap_or(false)
+        {
+            log.error(&format!("the index of jobs in {path:?} is gone: their ids are forgotten"));
+            archive.journal.forgot(beginning.since_boot);
+        }
         let lost = match beginning.incarnation {
             Some(_) => archive.give_up_unfinished(beginning.unix_us),
             None => Vec::new(),
@@ -327,54 +333,67 @@ impl Archive {
     /// The job of this key, if it has ended. Removed ones too: their ids are taken.
     ///
     /// Asked of the index on this thread, because every new id has to be: it takes microseconds.
-    pub fn lookup(&mut self, key: &JobKey) -> Option<EndedJob> {
+    ///
+    /// # Errors
+    /// Nobody can tell: the id may be taken, so nothing may be started under it (`J-1.3`).
+    pub fn lookup(&mut self, key: &JobKey) -> Result<Option<EndedJob>, IndexError> {
         if let Some(pending) = self.pending.get(key) {
-            return Some(pending.job.told_now());
+            return Ok(Some(pending.job.told_now()));
         }
         let found = self.ids().and_then(|reader| match reader {
             Some(reader) => reader.job(key),
             None => Ok(None),
         });
-        found.unwrap_or_else(|error| {
+        found.inspect_err(|error| {
             self.log.debug(&error.to_string());
             self.reader = None;
             // Whoever writes it finds out what it is, says so, and makes it anew if it has to be.
             let key = key.clone();
             self.keeper.order(move |keeper| keeper.look(&key));
-            None
         })
     }
 
     /// The index, for looking up ids.
     fn ids(&mut self) -> Result<Option<&Index>, IndexError> {
+        if self.keeper.is_remaking() {
+            return Err(IndexError::Remade);
+        }
         let generation = self.keeper.generation();
-        if self.reader.is_none() || self.generation != generation {
+        if self.reader.as_ref().is_none_or(Index::is_frozen) || self.generation != generation {
             self.generation = generation;
             self.reader = None;
             if Index::is_there(&self.directory)? {
-                self.reader = Some(Index::open(&self.directory, Use::Read)?);
+                self.reader = match Index::open(&self.directory, Use::Read) {
+                    // It has no tables yet. One that had some is not there, to whoever opens the archive.
+                    Err(IndexError::Version(0)) => None,
+                    opened => Some(opened?),
+                };
             }
         }
         Ok(self.reader.as_ref())
     }
 
-    /// The ended jobs of a scope whose ids begin so and that were not removed: at most two, which is
-    /// enough to know whether it is one.
+    /// The ended jobs whose ids begin so and that were not removed, of all scopes unless one is named: at
+    /// most two, which is enough to know whether it is one. Those that are no longer come first.
     pub fn with_prefix(
         &mut self,
-        scope: &str,
+        scope: Option<&str>,
         prefix: &str,
     ) -> impl Future<Output = Vec<EndedJob>> + use<> {
-        let matches = |key: &JobKey| key.scope == scope && key.job.as_str().starts_with(prefix);
+        let matches = |key: &JobKey| {
+            scope.is_none_or(|scope| key.scope == scope) && key.job.as_str().starts_with(prefix)
+        };
         let (hidden, mut found) = self.pending_that(|job| matches(&job.key));
-        let (scope, prefix) = (scope.to_owned(), prefix.to_owned());
+        let (scope, prefix) = (scope.map(str::to_owned), prefix.to_owned());
         let limit = u32::try_from(hidden.len()).unwrap_or(u32::MAX).saturating_add(2);
         let asked = self.keeper.ask(move |keeper| {
-            keeper.with(|index| index.with_prefix(&scope, &prefix, limit)).unwrap_or_default()
+            let found = keeper.with(|index| index.with_prefix(scope.as_deref(), &prefix, limit));
+            found.unwrap_or_default()
         });
         async move {
             let indexed = asked.await.unwrap_or_default();
             found.extend(indexed.into_iter().filter(|job| !hidden.contains(&job.number)));
+            found.sort_by(|one, other| one.key.job.cmp(&other.key.job));
             found.truncate(2);
             found
         }
@@ -421,8 +440,9 @@ impl Archive {
 
     /// Does what has become due, and says when to call again at the latest. [`tend`] does.
     pub fn tick(&mut self, unix_us: u64, since_boot: Duration) -> Duration {
-        if self.keeper.has_forgotten() {
-            self.journal.forgot(since_boot);
+        if self.keeper.is_forgetting() {
+            let done = self.journal.forgot(since_boot);
+            self.keeper.forgot(done);
         }
         self.journal.catch_up();
         self.finish_batch();
@@ -519,7 +539,7 @@ impl Archive {
 
 /// Calls [`Archive::tick`] whenever it is due, for ever.
 pub async fn tend(archive: &RefCell<Archive>) {
-    let work = Rc::clone(&archive.borrow().work);
+    let work = Arc::clone(&archive.borrow().work);
     loop {
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let unix_us = u64::try_from(unix.as_micros()).unwrap_or(u64::MAX);

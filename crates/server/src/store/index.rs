@@ -5,6 +5,9 @@
 //! What can't be read here any more is told as unknown, never as something else: so each row has a
 //! checksum, which SQLite's own files have not.
 
+use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,7 +24,10 @@ use super::limits::{INDEX_JOBS_MAX, INDEX_PAGE_JOBS_MAX, TOMBSTONE_LIFETIME};
 const NAME: &str = "index.db";
 
 /// What SQLite puts beside it.
-const BESIDE: [&str; 3] = ["index.db-wal", "index.db-shm", "index.db-journal"];
+const BESIDE: [&str; 3] = ["index.db-wal", SHARED_NAME, "index.db-journal"];
+
+/// Of these, what says nothing once nobody has the index open.
+const SHARED_NAME: &str = "index.db-shm";
 
 /// Where one is put that can't be read.
 const DAMAGED_NAME: &str = "index.damaged";
@@ -129,6 +135,12 @@ pub enum IndexError {
     /// Its files are of a later version of afar.
     #[error("the index of jobs is of version {0}; this afar knows version {VERSION}")]
     Version(i64),
+    /// It is being made anew just now.
+    #[error("the index of jobs is being made anew")]
+    Remade,
+    /// It has to be made anew, or is too large, and the journal goes on vouching for what it has.
+    #[error("the journal of jobs can't be told that the index loses some")]
+    Vouched,
     /// The system, or SQLite, refused.
     #[error("the index of jobs: {0}")]
     Sql(rusqlite::Error),
@@ -150,6 +162,7 @@ impl From<rusqlite::Error> for IndexError {
 #[derive(Debug)]
 pub struct Index {
     connection: Connection,
+    is_frozen: bool,
 }
 
 /// What a connection is for.
@@ -167,6 +180,38 @@ impl Index {
     /// # Errors
     /// See [`IndexError`].
     pub fn open(directory: &Directory, purpose: Use) -> Result<Self, IndexError> {
+        match Self::open_shared(directory, purpose) {
+            Err(IndexError::Sql(error)) if purpose == Use::Read && is_for_want_of_room(&error) => {
+                let frozen = Self::open_frozen(directory)?;
+                frozen.ok_or(IndexError::Sql(error))
+            }
+            opened => opened,
+        }
+    }
+
+    /// For reading, where there is no room for what SQLite puts beside it: only as long as all of it is
+    /// in the one file, and nobody writes it. It is told from others by [`is_frozen`](Self::is_frozen).
+    fn open_frozen(directory: &Directory) -> Result<Option<Self>, IndexError> {
+        for name in BESIDE {
+            let ours = directory.file(name, Purpose::Read)?.map(size).transpose();
+            let bytes = ours.map_err(directory.error("look at", name))?.unwrap_or(0);
+            if name != SHARED_NAME && bytes > 0 {
+                return Ok(None);
+            }
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_URI;
+        let connection = Connection::open_with_flags(frozen_uri(&path_of(directory)), flags)?;
+        Self { connection, is_frozen: true }.of_known_version().map(Some)
+    }
+
+    /// Whether it tells only of the moment in which it was opened.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.is_frozen
+    }
+
+    fn open_shared(directory: &Directory, purpose: Use) -> Result<Self, IndexError> {
         // SQLite opens by path, and follows links. So what is there is looked at first; nobody but
         // this user can put anything there in between.
         for name in BESIDE.into_iter().chain([NAME]) {
@@ -179,21 +224,26 @@ impl Index {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path_of(directory), flags)?;
         connection.busy_timeout(BUSY_PATIENCE)?;
-        let index = Self { connection };
+        let index = Self { connection, is_frozen: false };
         match purpose {
             Use::Write => index.prepare_to_write()?,
             Use::Read => index.connection.pragma_update(None, "cache_size", -128)?,
         }
-        let version = index.version()?;
-        if version == VERSION { Ok(index) } else { Err(IndexError::Version(version)) }
+        index.of_known_version()
     }
 
-    /// Whether there is an index.
+    fn of_known_version(self) -> Result<Self, IndexError> {
+        let version = self.version()?;
+        if version == VERSION { Ok(self) } else { Err(IndexError::Version(version)) }
+    }
+
+    /// Whether there is an index. An empty file is none: so it begins.
     ///
     /// # Errors
     /// Something else stands in its place.
     pub(super) fn is_there(directory: &Directory) -> Result<bool, StoreError> {
-        Ok(directory.file(NAME, Purpose::Read)?.is_some())
+        let Some(file) = directory.file(NAME, Purpose::Read)? else { return Ok(false) };
+        Ok(size(file).map_err(directory.error("look at", NAME))? > 0)
     }
 
     fn prepare_to_write(&self) -> Result<(), IndexError> {
@@ -263,13 +313,14 @@ impl Index {
         Ok(statement.query_row(params![key.job.as_str(), key.scope], read).optional()?.flatten())
     }
 
-    /// Jobs of a scope whose ids begin so, at most `limit`, in the order of their ids.
+    /// Jobs whose ids begin so, at most `limit`, in the order of their ids; of all scopes unless one is
+    /// named.
     ///
     /// # Errors
     /// See [`IndexError`].
     pub fn with_prefix(
         &self,
-        scope: &str,
+        scope: Option<&str>,
         prefix: &str,
         limit: u32,
     ) -> Result<Vec<EndedJob>, IndexError> {
@@ -277,7 +328,8 @@ impl Index {
         let end = format!("{prefix}\u{7f}");
         let sql = format!(
             "SELECT {COLUMNS} FROM jobs
-             WHERE id >= ? AND id < ? AND scope = ? AND NOT removed ORDER BY id LIMIT ?"
+             WHERE id >= ?1 AND id < ?2 AND (?3 IS NULL OR scope = ?3) AND NOT removed
+             ORDER BY id LIMIT ?4"
         );
         let mut statement = self.connection.prepare_cached(&sql)?;
         let found = statement.query_map(params![prefix, end, scope, limit], read)?;
@@ -393,8 +445,8 @@ impl Index {
         Ok(())
     }
 
-    /// Forgets the jobs whose ids need not be remembered any more (`J-1.7`), and those that ended
-    /// first if there are more than [`INDEX_JOBS_MAX`]; at most `limit`. Says how many.
+    /// Forgets the jobs whose ids need not be remembered any more (`J-1.7`), at most `limit`. Says how
+    /// many.
     ///
     /// # Errors
     /// See [`IndexError`].
@@ -406,12 +458,56 @@ impl Index {
                 SELECT number FROM jobs WHERE spool IS NULL AND ended_at_us <= ?
                 ORDER BY ended_at_us LIMIT ?)",
         )?;
-        let outlived = statement.execute(params![signed(over), limit])?;
-        let count = self.connection.query_row("SELECT count(*) FROM jobs", [], |row| row.get(0))?;
-        let too_many = unsigned(count).saturating_sub(INDEX_JOBS_MAX);
-        let too_many = statement.execute(params![i64::MAX, signed(too_many.min(limit.into()))])?;
-        Ok(outlived + too_many)
+        Ok(statement.execute(params![signed(over), limit])?)
     }
+
+    /// How many more than [`INDEX_JOBS_MAX`] there are.
+    ///
+    /// # Errors
+    /// See [`IndexError`].
+    pub fn surplus(&self) -> Result<u64, IndexError> {
+        let count = self.connection.query_row("SELECT count(*) FROM jobs", [], |row| row.get(0))?;
+        Ok(unsigned(count).saturating_sub(INDEX_JOBS_MAX))
+    }
+
+    /// Forgets those of the [`surplus`](Self::surplus) that ended first, at most `limit`, whose ids were
+    /// to be remembered still. Says how many.
+    ///
+    /// # Errors
+    /// See [`IndexError`].
+    pub fn forget_surplus(&mut self, limit: u32) -> Result<usize, IndexError> {
+        let surplus = self.surplus()?.min(limit.into());
+        let mut statement = self.connection.prepare_cached(
+            "DELETE FROM jobs WHERE number IN (
+                SELECT number FROM jobs WHERE spool IS NULL ORDER BY ended_at_us LIMIT ?)",
+        )?;
+        Ok(statement.execute([signed(surplus)])?)
+    }
+}
+
+/// Whether there may be room enough for looking into it without anything beside it.
+fn is_for_want_of_room(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::CannotOpen)
+    )
+}
+
+/// SQLite's name for a database that nobody writes.
+fn frozen_uri(path: &Path) -> String {
+    let mut uri = "file:".to_owned();
+    for &byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._".contains(&byte) {
+            uri.push(char::from(byte));
+        } else {
+            let _ = write!(uri, "%{byte:02X}");
+        }
+    }
+    uri + "?immutable=1"
+}
+
+fn size(file: OwnedFd) -> std::io::Result<u64> {
+    Ok(u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0))
 }
 
 fn path_of(directory: &Directory) -> PathBuf {

@@ -247,14 +247,16 @@ impl Journal {
         self.last_number
     }
 
-    /// Something that was to be remembered is lost: from here on nothing before now is vouched for.
-    pub fn forgot(&mut self, since_boot: Duration) {
+    /// Something that was to be remembered is lost, or about to be: from here on nothing before now is
+    /// vouched for. Says whether that holds for whoever reads the file too.
+    pub fn forgot(&mut self, since_boot: Duration) -> bool {
         self.ledger.vouch_from(micros(since_boot));
         self.behind = true;
         if Self::disavow(&self.directory).is_ok() {
             self.disavowed = true;
         }
         self.catch_up();
+        self.disavowed || !self.behind
     }
 
     /// Says that these jobs are in the index, on the disk.

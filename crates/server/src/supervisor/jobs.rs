@@ -11,7 +11,7 @@ use afar_core::job::{
 };
 use afar_proto::Instant;
 use afar_proto::message::{Incarnation, JobId, JobInfo, OpenSpec, Refused};
-use afar_proto::outcome::{Phase, RefusalReason, Seal, Started};
+use afar_proto::outcome::{End, Phase, RefusalReason, Seal, Started};
 use afar_sys::boot::since_boot;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedSender;
@@ -156,8 +156,10 @@ impl Jobs {
             return self.register.borrow().decide(key, digest, retry.as_ref(), now());
         };
         match archive.lookup(key) {
-            Some(ended) => same(&ended.digest),
-            None => archive.vouch().decide(retry.as_ref(), now()),
+            Ok(Some(ended)) => same(&ended.digest),
+            Ok(None) => archive.vouch().decide(retry.as_ref(), now()),
+            // It may be taken.
+            Err(_) => Decision::Unknown,
         }
     }
 
@@ -320,49 +322,60 @@ impl Jobs {
     }
 
     /// Where the job with this key is.
-    pub(super) fn life(&self, key: &JobKey) -> Option<Life> {
+    ///
+    /// # Errors
+    /// Nobody can tell.
+    pub(super) fn life(&self, key: &JobKey) -> Result<Option<Life>, Refused> {
         if let Some(entry) = self.register.borrow().find(key) {
-            return Some(entry.life.clone());
+            return Ok(Some(entry.life.clone()));
         }
-        self.archive()?.lookup(key).map(Life::of)
+        let Some(mut archive) = self.archive() else { return Ok(None) };
+        let ended = archive.lookup(key).map_err(|error| {
+            unknown(&format!("nobody can tell what became of the job {}: {error}", key.job))
+        })?;
+        Ok(ended.map(Life::of))
     }
 
     /// The job that is meant by an id, if that needs no search: it has this id, or is the only one.
     pub(super) fn find(&self, view: &View, job: &JobId) -> Result<Option<JobKey>, Refused> {
         let own = view.key(job);
-        if self.life(&own).is_some_and(|life| life.is_seen()) {
+        if self.life(&own)?.is_some_and(|life| life.is_seen()) {
             return Ok(Some(own));
         }
         let register = self.register.borrow();
         let mut exact = register
             .iter()
-            .filter(|(key, entry)| key.job == *job && view.sees(key) && entry.life.is_seen());
+            .filter(|(key, entry)| key.job == *job && view.sees(key) && entry.life.is_listed());
         match (exact.next(), exact.next()) {
             (Some(_), Some(_)) => Err(ambiguous(job)),
             (found, _) => Ok(found.map(|(key, _)| key.clone())),
         }
     }
 
-    /// The only job whose id begins so.
+    /// The only job with this id, or whose id begins so, if `prefix` says that this is meant too.
     pub(super) fn search(
         &self,
         view: &View,
         begin: &JobId,
+        prefix: bool,
     ) -> impl Future<Output = Result<JobKey, Refused>> + use<> {
         let register = self.register.borrow();
         let begins = |key: &JobKey| key.job.as_str().starts_with(begin.as_str());
         let mut found: BTreeSet<JobKey> = register
             .iter()
-            .filter(|(key, entry)| begins(key) && view.sees(key) && entry.life.is_seen())
+            .filter(|(key, entry)| begins(key) && view.sees(key) && entry.life.is_listed())
             .map(|(key, _)| key.clone())
             .take(2)
             .collect();
-        let archived =
-            self.archive().map(|mut archive| archive.with_prefix(&view.scope, begin.as_str()));
+        let scope = (!view.all).then_some(view.scope.as_str());
+        let archived = self.archive().map(|mut archive| archive.with_prefix(scope, begin.as_str()));
         let begin = begin.clone();
         async move {
             if let Some(archived) = archived {
                 found.extend(archived.await.into_iter().map(|ended| ended.key));
+            }
+            if !prefix || found.iter().any(|key| key.job == begin) {
+                found.retain(|key| key.job == begin);
             }
             match (found.pop_first(), found.pop_first()) {
                 (Some(key), None) => Ok(key),
@@ -377,7 +390,7 @@ impl Jobs {
         let register = self.register.borrow();
         let mut seen: Vec<_> = register
             .iter()
-            .filter(|(key, entry)| view.sees(key) && entry.life.is_seen())
+            .filter(|(key, entry)| view.sees(key) && entry.life.is_listed())
             .filter(|(_, entry)| after.is_none_or(|after| entry.number < after))
             .map(|(key, entry)| (key.clone(), entry.clone()))
             .collect();
@@ -450,15 +463,16 @@ impl Jobs {
 impl Life {
     /// What the archive says of a job that has ended.
     fn of(ended: EndedJob) -> Self {
-        let EndedJob { key, removed, spool, told: Told { info, seal, refused, .. }, .. } = ended;
+        let EndedJob { key, removed, spool, told, .. } = ended;
+        let Told { info, started, seal, refused } = told;
         match (seal, refused) {
             (Some(seal), _) => {
                 let remains = Rc::new(Remains { info, seal, spool });
                 if removed { Self::Removed(remains) } else { Self::Ended(remains) }
             }
             (None, Some(refused)) => Self::Refused(Rc::new(refused)),
-            // Its supervisor was killed: nobody has seen its end.
-            (None, None) => Self::Lost(Rc::new(lost(&key.job))),
+            // Nobody has seen its end, or can read any more what it was.
+            (None, None) => Self::Lost(Rc::new(lost(&key.job, info.end.as_ref(), started))),
         }
     }
 
@@ -466,9 +480,15 @@ impl Life {
         matches!(self, Self::Live(_))
     }
 
-    /// Whether it can be listed, attached to, and ended.
+    /// Whether whoever names it is told of it.
     fn is_seen(&self) -> bool {
-        matches!(self, Self::Live(_) | Self::Ended(_) | Self::Lost(_))
+        !matches!(self, Self::Removed(_))
+    }
+
+    /// Whether a list has it that is made of what is at hand: of what was never started, only the
+    /// archive has more than the reason.
+    fn is_listed(&self) -> bool {
+        self.is_seen() && !matches!(self, Self::Refused(_))
     }
 }
 
@@ -481,7 +501,7 @@ impl Supervisor {
         request: AttachRequest,
         route: Route,
     ) -> Result<UnboundedSender<ToJob>, Refused> {
-        let commands = match self.jobs.life(key) {
+        let commands = match self.jobs.life(key)? {
             Some(Life::Live(commands)) => commands,
             Some(Life::Ended(remains) | Life::Removed(remains)) => {
                 let revived = Job::revived(key.clone(), &remains, self);
@@ -508,10 +528,22 @@ fn ambiguous(job: &JobId) -> Refused {
     refused(RefusalReason::Ambiguous, &format!("{job} means more than one job"))
 }
 
-/// Its client says of it what is true (`J-4.4`).
-fn lost(job: &JobId) -> Refused {
-    let message = format!("the supervisor of the job {job} was killed; its end is not known");
-    Refused { started: Started::Yes, ..refused(RefusalReason::NoSuchJob, &message) }
+/// Its client says of it what is true (`J-1.4`, `J-4.4`).
+fn lost(job: &JobId, end: Option<&End>, started: Started) -> Refused {
+    if end != Some(&End::Lost) {
+        return unknown(&format!("what was known of the job {job} can't be read any more"));
+    }
+    let message = match started {
+        Started::Unknown => format!(
+            "the supervisor of the job {job} was killed when it began; nobody can tell whether it did"
+        ),
+        _ => format!("the supervisor of the job {job} was killed; its end is not known"),
+    };
+    Refused { started, ..refused(RefusalReason::NoSuchJob, &message) }
+}
+
+fn unknown(message: &str) -> Refused {
+    Refused { started: Started::Unknown, ..refused(RefusalReason::Unknown, message) }
 }
 
 pub(super) fn no_such_job(job: &JobId) -> Refused {
@@ -521,3 +553,6 @@ pub(super) fn no_such_job(job: &JobId) -> Refused {
 pub(super) fn refused(reason: RefusalReason, message: &str) -> Refused {
     Refused { phase: Phase::Authorize, reason, message: message.to_owned(), started: Started::No }
 }
+
+#[cfg(test)]
+mod tests;

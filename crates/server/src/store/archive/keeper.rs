@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use afar_core::job::JobKey;
 use afar_core::journal::Replay;
 use afar_core::spool::parse_spool_name;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::super::directory::Directory;
 use super::super::index::{EndedJob, Index, IndexError, Use};
@@ -27,6 +27,8 @@ type Order = Box<dyn FnOnce(&mut Work) + Send>;
 pub(super) struct Keeper {
     state: State,
     signs: Arc<Signs>,
+    /// Answers it when it has said that ids will be lost; `None` when nobody does any more.
+    told: Option<mpsc::Sender<bool>>,
     log: Log,
 }
 
@@ -44,8 +46,12 @@ enum State {
 struct Signs {
     /// How often the index was made anew.
     generation: AtomicU64,
-    /// Whether ids were lost by that, and nobody has been told yet.
-    has_forgotten: AtomicBool,
+    /// Whether that is going on.
+    is_remaking: AtomicBool,
+    /// Whether ids are going to be lost, and the journal still vouches for them.
+    is_forgetting: AtomicBool,
+    /// Whoever has the journal waits for this.
+    work: Arc<Notify>,
 }
 
 /// What the thread has.
@@ -54,6 +60,8 @@ pub(super) struct Work {
     spools: Arc<Spools>,
     log: Log,
     signs: Arc<Signs>,
+    /// Whether the journal vouches for nothing from before any more.
+    told: mpsc::Receiver<bool>,
     index: Option<Index>,
     /// Whether it was said that the index can't be used.
     has_complained: bool,
@@ -70,19 +78,22 @@ impl Keeper {
         log: Log,
         known: BTreeSet<u64>,
         before: u64,
+        work: &Arc<Notify>,
     ) -> Self {
-        let signs = Arc::<Signs>::default();
+        let signs = Arc::new(Signs { work: Arc::clone(work), ..Signs::default() });
+        let (tell, told) = mpsc::channel();
         let work = Work {
             directory: Arc::clone(directory),
             spools: Arc::clone(spools),
             log,
             signs: Arc::clone(&signs),
+            told,
             index: None,
             has_complained: false,
             known,
             before,
         };
-        Self { state: State::Idle(Some(Box::new(work))), signs, log }
+        Self { state: State::Idle(Some(Box::new(work))), signs, told: Some(tell), log }
     }
 
     /// How often the index was made anew.
@@ -90,9 +101,22 @@ impl Keeper {
         self.signs.generation.load(Ordering::Acquire)
     }
 
-    /// Whether ids were lost since this was asked last.
-    pub(super) fn has_forgotten(&self) -> bool {
-        self.signs.has_forgotten.swap(false, Ordering::AcqRel)
+    /// Whether the index is being made anew, so that it misses what it will have.
+    pub(super) fn is_remaking(&self) -> bool {
+        self.signs.is_remaking.load(Ordering::Acquire)
+    }
+
+    /// Whether ids are about to be lost: they are when [`forgot`](Self::forgot) was called. Said once.
+    pub(super) fn is_forgetting(&self) -> bool {
+        self.signs.is_forgetting.swap(false, Ordering::AcqRel)
+    }
+
+    /// Says whether the journal vouches for nothing from before any more.
+    pub(super) fn forgot(&self, done: bool) {
+        if let Some(told) = &self.told {
+            // A thread that is gone has said why.
+            let _ = told.send(done);
+        }
     }
 
     /// Has something done, some time.
@@ -131,6 +155,7 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
+        self.told = None;
         if let State::Runs { orders, thread } = &mut self.state {
             *orders = None;
             if let Some(thread) = thread.take() {
@@ -184,11 +209,26 @@ impl Work {
         Ok(self.index.insert(index))
     }
 
+    /// Has the journal vouch for nothing from before, and waits until it is so on the disk too: whoever
+    /// finds ids missing must not find a journal that says there were none, killed in between or not.
+    fn disavow(&self) -> Result<(), IndexError> {
+        self.signs.is_forgetting.store(true, Ordering::Release);
+        self.signs.work.notify_one();
+        if self.told.recv() == Ok(true) { Ok(()) } else { Err(IndexError::Vouched) }
+    }
+
     fn make_anew(&mut self) -> Result<(), IndexError> {
         self.index = None;
+        self.disavow()?;
+        self.signs.is_remaking.store(true, Ordering::Release);
+        let made = self.make_anew_disavowed();
+        self.signs.is_remaking.store(false, Ordering::Release);
+        made
+    }
+
+    fn make_anew_disavowed(&mut self) -> Result<(), IndexError> {
         Index::put_aside(&self.directory)?;
         self.signs.generation.fetch_add(1, Ordering::AcqRel);
-        self.signs.has_forgotten.store(true, Ordering::Release);
         let jobs: Vec<EndedJob> =
             self.spools.names()?.iter().filter_map(|name| self.job_of_spool(name)).collect();
         self.log.info(&format!("{} jobs were found again by their output", jobs.len()));
@@ -305,5 +345,16 @@ impl Work {
                 .info(&format!("the output of {dropped} ended jobs was dropped: over the quota"));
         }
         while self.with(|index| index.forget(now_us, STEP_ROWS)).is_some_and(|count| count > 0) {}
+        self.forget_surplus();
+    }
+
+    fn forget_surplus(&mut self) {
+        if self.with(|index| index.surplus()).is_none_or(|surplus| surplus == 0) {
+            return;
+        }
+        if let Err(error) = self.disavow() {
+            return self.log.error(&format!("{error}; it keeps them"));
+        }
+        while self.with(|index| index.forget_surplus(STEP_ROWS)).is_some_and(|count| count > 0) {}
     }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use tempfile::TempDir;
 
-use super::super::limits::TOMBSTONE_LIFETIME;
+use super::super::limits::{INDEX_JOBS_MAX, TOMBSTONE_LIFETIME};
 use super::super::rig::FailingDisk;
 use super::super::spool::{Room, SpoolEvent};
 use super::*;
@@ -106,7 +106,16 @@ async fn settle(archive: &mut Archive, seconds: u64) {
     loop {
         let due = archive.tick(us(seconds), Duration::from_secs(seconds));
         // What the thread was told before this was asked is done when it answers.
-        let _ = archive.keeper.ask(|_| ()).await;
+        let work = Arc::clone(&archive.work);
+        let mut done = archive.keeper.ask(|_| ());
+        loop {
+            tokio::select! {
+                _ = &mut done => break,
+                // It may wait for an answer itself.
+                () = work.notified() => {}
+            }
+            archive.tick(us(seconds), Duration::from_secs(seconds));
+        }
         if due == RETENTION_INTERVAL {
             return;
         }
@@ -142,27 +151,27 @@ async fn a_job_that_has_ended_is_told_of_at_every_moment() {
     let OpenedArchive { mut archive, lost } = rig.open(100);
     assert!(lost.is_empty());
     start(&mut archive, "a", 101);
-    assert_eq!(archive.lookup(&key("a")), None, "it has not ended");
+    assert_eq!(archive.lookup(&key("a")).unwrap(), None, "it has not ended");
     assert_eq!(archive.unfinished().count(), 1);
     end(&mut archive, "a", 102, 10, None);
     let mut told = Vec::new();
-    told.push(archive.lookup(&key("a")).unwrap());
+    told.push(archive.lookup(&key("a")).unwrap().unwrap());
     assert_eq!(ids(&mut archive).await, ["a"]);
     settle(&mut archive, 103).await;
     assert!(archive.pending.is_empty() && archive.entry(&key("a")).is_none());
-    told.push(archive.lookup(&key("a")).unwrap());
+    told.push(archive.lookup(&key("a")).unwrap().unwrap());
     assert_eq!(ids(&mut archive).await, ["a"]);
     drop(archive);
     let OpenedArchive { mut archive, lost } = rig.open(200);
     assert!(lost.is_empty());
-    told.push(archive.lookup(&key("a")).unwrap());
-    assert_eq!(archive.with_prefix("", "a").await.len(), 1);
+    told.push(archive.lookup(&key("a")).unwrap().unwrap());
+    assert_eq!(archive.with_prefix(Some(""), "a").await.len(), 1);
     for job in &told {
         assert_eq!(job, &told[0]);
         assert_eq!((job.told.started, job.told.seal.as_ref()), (WasStarted::Yes, Some(&seal(10))));
         assert_eq!(job.digest, [7; 32]);
     }
-    assert_eq!(archive.lookup(&key("b")), None);
+    assert_eq!(archive.lookup(&key("b")).unwrap(), None);
 }
 
 /// J-1.4: whatever the moment at which the supervisor was killed.
@@ -189,7 +198,7 @@ async fn fault_56_what_a_killed_supervisor_left_is_told_as_it_is_known() {
     assert_eq!(lost, ["intended", "started"]);
     for round in 0..3 {
         let mut said = |id| {
-            let job = archive.lookup(&key(id)).unwrap();
+            let job = archive.lookup(&key(id)).unwrap().unwrap();
             (job.told.started, job.told.info.end.unwrap())
         };
         assert_eq!(said("intended"), (WasStarted::Unknown, End::Lost), "{round}");
@@ -197,7 +206,10 @@ async fn fault_56_what_a_killed_supervisor_left_is_told_as_it_is_known() {
         assert_eq!(said("ended"), (WasStarted::Yes, End::Exited { code: 3 }));
         let reason = "not_found".to_owned();
         assert_eq!(said("refused"), (WasStarted::No, End::NotStarted { reason }));
-        assert_eq!(archive.lookup(&key("refused")).unwrap().told.refused, Some(refused.clone()));
+        assert_eq!(
+            archive.lookup(&key("refused")).unwrap().unwrap().told.refused,
+            Some(refused.clone())
+        );
         settle(&mut archive, 201).await;
         if round == 1 {
             drop(archive);
@@ -225,7 +237,7 @@ async fn after_an_upgrade_nothing_is_lost() {
     writer.append(Stream::Stdout, 12, 1, Bytes::from_static(b"after"));
     archive.finish_spool(&key("a"), writer).await.unwrap().unwrap();
     end(&mut archive, "a", 201, 17, Some(us(1000)));
-    let job = archive.lookup(&key("a")).unwrap();
+    let job = archive.lookup(&key("a")).unwrap().unwrap();
     let mut reader = archive.spools().reader(job.spool.as_deref().unwrap()).unwrap().unwrap();
     let read = reader.read([Some(0), None], 100).unwrap();
     let bytes: Vec<u8> = read.pieces.iter().flat_map(|piece| piece.bytes.to_vec()).collect();
@@ -241,7 +253,7 @@ async fn a_lost_job_keeps_what_it_had_said() {
     drop(archive);
     let OpenedArchive { mut archive, .. } = rig.open(200);
     for _ in 0..2 {
-        let job = archive.lookup(&key("a")).unwrap();
+        let job = archive.lookup(&key("a")).unwrap().unwrap();
         assert_eq!(kept_bytes(&archive, &job), 2000);
         let lifetime = u64::try_from(LOST_LIFETIME.as_micros()).unwrap();
         assert_eq!(job.told.info.keep_until_us, Some(us(200) + lifetime));
@@ -263,14 +275,14 @@ async fn output_that_was_confirmed_is_removed_whether_it_is_in_the_index_yet_or_
         if settled {
             settle(&mut archive, 103).await;
         }
-        let job = archive.lookup(&key(id)).unwrap();
+        let job = archive.lookup(&key(id)).unwrap().unwrap();
         assert_eq!(
             (kept_bytes(&archive, &job), job.told.info.keep_until_us),
             (2000, Some(us(9000)))
         );
         archive.released(&key(id));
         settle(&mut archive, 104).await;
-        let job = archive.lookup(&key(id)).unwrap();
+        let job = archive.lookup(&key(id)).unwrap().unwrap();
         assert_eq!((job.spool, job.told.info.keep_until_us), (None, None), "{id}");
         assert_eq!(job.told.info.streams["stdout"].kept_from, 2000);
         assert_eq!(job.told.seal, Some(seal(2000)), "its outcome stays");
@@ -296,7 +308,7 @@ async fn a_rest_that_is_spooled_after_the_end_is_found() {
         archive.finish_spool(&key(id), writer).await.unwrap().unwrap();
         archive.kept(&key(id), &name, us(9000));
         settle(&mut archive, 104).await;
-        let job = archive.lookup(&key(id)).unwrap();
+        let job = archive.lookup(&key(id)).unwrap().unwrap();
         assert_eq!((kept_bytes(&archive, &job), job.keep_until_us), (4, us(9000)), "{id}");
     }
 }
@@ -315,10 +327,10 @@ async fn a_removed_job_is_seen_no_more_and_its_id_stays_taken() {
         archive.remove(&key(id));
         for _ in 0..2 {
             assert_eq!(ids(&mut archive).await, [""; 0], "{id}");
-            assert!(archive.with_prefix("", id).await.is_empty());
+            assert!(archive.with_prefix(Some(""), id).await.is_empty());
             settle(&mut archive, 104).await;
         }
-        assert!(archive.lookup(&key(id)).unwrap().removed);
+        assert!(archive.lookup(&key(id)).unwrap().unwrap().removed);
     }
     assert!(archive.spools.names().unwrap().is_empty());
 }
@@ -332,15 +344,15 @@ async fn what_has_been_kept_long_enough_goes_and_later_the_id() {
     spool(&archive, "a", 2000).await;
     end(&mut archive, "a", 102, 2000, Some(us(5000)));
     settle(&mut archive, 4900).await;
-    assert!(archive.lookup(&key("a")).unwrap().spool.is_some());
+    assert!(archive.lookup(&key("a")).unwrap().unwrap().spool.is_some());
     settle(&mut archive, 5500).await;
-    assert!(archive.lookup(&key("a")).unwrap().spool.is_none());
+    assert!(archive.lookup(&key("a")).unwrap().unwrap().spool.is_none());
     assert!(archive.spools.names().unwrap().is_empty());
     let over = 102 + TOMBSTONE_LIFETIME.as_secs();
     settle(&mut archive, over - 1).await;
-    assert!(archive.lookup(&key("a")).is_some());
+    assert!(archive.lookup(&key("a")).unwrap().is_some());
     settle(&mut archive, over + RETENTION_INTERVAL.as_secs()).await;
-    assert!(archive.lookup(&key("a")).is_none());
+    assert!(archive.lookup(&key("a")).unwrap().is_none());
 }
 
 /// J-5.11
@@ -355,7 +367,7 @@ async fn fault_42_over_the_quota_the_output_goes_that_ended_first() {
     }
     assert!(archive.spools.used() > 80_000, "{}", archive.spools.used());
     settle(&mut archive, 200).await;
-    let kept = ["a", "b", "c"].map(|id| archive.lookup(&key(id)).unwrap().spool.is_some());
+    let kept = ["a", "b", "c"].map(|id| archive.lookup(&key(id)).unwrap().unwrap().spool.is_some());
     assert_eq!(kept, [false, true, true]);
     let used = archive.spools.used();
     assert!(used < 80_000);
@@ -395,8 +407,14 @@ async fn a_page_is_of_memory_and_index_together_and_each_job_is_on_it_once() {
     assert_eq!(seen, expected);
     assert_eq!(archive.page(Some("SHA256:x"), u64::MAX, 7).await, []);
     // Enough to know that it is not one.
-    assert_eq!(archive.with_prefix("", "j2").await.len(), 2);
-    assert_eq!(archive.with_prefix("", "j29").await.len(), 1);
+    assert_eq!(archive.with_prefix(Some(""), "j2").await.len(), 2);
+    assert_eq!(archive.with_prefix(Some(""), "j29").await.len(), 1);
+    assert_eq!(archive.with_prefix(Some("SHA256:x"), "j29").await, []);
+    // Of all scopes, and the one that is no longer first, wherever it is.
+    for exact in ["j1", "j2"] {
+        let found = archive.with_prefix(None, exact).await;
+        assert_eq!((found.len(), found[0].key.job.as_str()), (2, exact));
+    }
 }
 
 /// J-1.6, J-5.10: what has an output is found again by it; for the other ids nobody vouches.
@@ -414,20 +432,109 @@ async fn fault_60_a_damaged_index_is_made_anew_from_what_is_left() {
     drop(archive);
     std::fs::write(rig.path().join("index.db"), [0xaa; 10_000]).unwrap();
     let OpenedArchive { mut archive, .. } = rig.open(200);
-    assert!(vouches(&archive, 90, 200), "it does not know yet");
-    assert_eq!(archive.lookup(&key("with")), None);
+    assert!(archive.lookup(&key("with")).is_err(), "nobody can tell");
     settle(&mut archive, 201).await;
     settle(&mut archive, 202).await;
-    let job = archive.lookup(&key("with")).unwrap();
+    let job = archive.lookup(&key("with")).unwrap().unwrap();
     assert_eq!((kept_bytes(&archive, &job), job.told.seal.is_some()), (2000, true));
-    assert_eq!(archive.lookup(&key("without")), None);
+    assert_eq!(archive.lookup(&key("without")).unwrap(), None);
     assert!(!vouches(&archive, 90, 203));
     assert!(vouches(&archive, 10, 220));
     // And that stays so.
     drop(archive);
     let OpenedArchive { mut archive, .. } = rig.open(300);
     assert!(!vouches(&archive, 190, 300));
-    assert!(archive.lookup(&key("with")).is_some());
+    assert!(archive.lookup(&key("with")).unwrap().is_some());
+}
+
+/// J-1.6: whoever is killed while an index is made anew leaves no journal that vouches for what was in it.
+#[tokio::test]
+async fn fault_60_an_index_is_put_aside_when_the_journal_vouches_for_it_no_more() {
+    let rig = Rig::new();
+    settled_with_one_job(&rig).await;
+    std::fs::write(rig.path().join("index.db"), [0xaa; 10_000]).unwrap();
+    let OpenedArchive { mut archive, .. } = rig.open(200);
+    archive.lookup(&key("a")).unwrap_err();
+    // The other thread has seen it, and waits.
+    archive.work.notified().await;
+    assert!(!rig.path().join("index.damaged").exists());
+    drop(archive);
+    let OpenedArchive { mut archive, .. } = rig.open(300);
+    archive.lookup(&key("a")).unwrap_err();
+    archive.work.notified().await;
+    archive.tick(us(301), Duration::from_secs(301));
+    assert!(!vouches(&archive, 90, 301));
+    archive.keeper.ask(|_| ()).await.unwrap();
+    assert!(rig.path().join("index.damaged").exists());
+    assert_eq!(archive.lookup(&key("a")).unwrap(), None);
+    assert!(!vouches(&archive, 90, 301));
+}
+
+/// J-1.6, J-5.4
+#[tokio::test]
+async fn fault_60_for_what_was_in_an_index_that_is_gone_nobody_vouches() {
+    let rig = Rig::new();
+    assert!(vouches(&rig.open(90).archive, 0, 100));
+    assert!(vouches(&rig.open(95).archive, 1, 100), "there was none");
+    settled_with_one_job(&rig).await;
+    assert!(vouches(&rig.open(200).archive, 95, 200));
+    std::fs::remove_file(rig.path().join("index.db")).unwrap();
+    assert!(!vouches(&rig.open(300).archive, 195, 300));
+    // And that stays so when there is one again.
+    settle(&mut rig.open(400).archive, 401).await;
+    let OpenedArchive { archive, .. } = rig.open(500);
+    assert!(!vouches(&archive, 295, 500));
+    assert!(vouches(&archive, 90, 500));
+}
+
+/// J-1.3: an index that can't be read may have every id.
+#[tokio::test]
+async fn an_index_that_cannot_be_read_says_of_no_id_that_it_is_free() {
+    let rig = Rig::new();
+    settled_with_one_job(&rig).await;
+    let index = rusqlite::Connection::open(rig.path().join("index.db")).unwrap();
+    index.pragma_update(None, "user_version", 2).unwrap();
+    let OpenedArchive { mut archive, .. } = rig.open(200);
+    for id in ["a", "new"] {
+        let error = archive.lookup(&key(id)).unwrap_err();
+        assert!(matches!(error, IndexError::Version(2)), "{error}");
+    }
+    index.pragma_update(None, "user_version", 1).unwrap();
+    assert!(archive.lookup(&key("a")).unwrap().is_some());
+    assert_eq!(archive.lookup(&key("new")).unwrap(), None);
+}
+
+/// J-1.6, J-5.10
+#[tokio::test]
+async fn for_ids_that_are_too_many_nobody_vouches() {
+    let rig = Rig::new();
+    settled_with_one_job(&rig).await;
+    let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+        INSERT INTO jobs SELECT i, '', 'j' || i, x'00', 1, 0, NULL, 0, '', 0 FROM n";
+    let index = rusqlite::Connection::open(rig.path().join("index.db")).unwrap();
+    index.execute(fill, [i64::try_from(INDEX_JOBS_MAX - 1).unwrap()]).unwrap();
+    let OpenedArchive { mut archive, .. } = rig.open(200);
+    settle(&mut archive, 201).await;
+    assert!(vouches(&archive, 90, 201), "as many as there may be");
+    begin(&mut archive, "b", 202);
+    let refused = RefusalReason::NotFound;
+    let message = String::new();
+    let refused =
+        Refused { phase: Phase::Spawn, reason: refused, message, started: WasStarted::No };
+    archive.not_started(&key("b"), &refused, us(202));
+    settle(&mut archive, 900).await;
+    assert!(archive.lookup(&key("a")).unwrap().is_some());
+    assert!(!vouches(&archive, 695, 900));
+    drop((archive, index));
+    assert!(!vouches(&rig.open(1000).archive, 795, 1000));
+}
+
+/// A job of this name, that has ended and is in the index only.
+async fn settled_with_one_job(rig: &Rig) {
+    let OpenedArchive { mut archive, .. } = rig.open(100);
+    start(&mut archive, "a", 101);
+    end(&mut archive, "a", 102, 0, None);
+    settle(&mut archive, 103).await;
 }
 
 fn vouches(archive: &Archive, age: u64, seconds: u64) -> bool {
@@ -468,7 +575,7 @@ async fn fault_58_what_ends_while_the_disk_is_full_is_in_the_index_all_the_same(
     settle(&mut archive, 104).await;
     drop(archive);
     let OpenedArchive { mut archive, .. } = rig.open(200);
-    assert!(archive.lookup(&key("a")).is_some());
+    assert!(archive.lookup(&key("a")).unwrap().is_some());
     assert!(vouches(&archive, 90, 200), "the journal was made whole");
 }
 
@@ -479,8 +586,10 @@ async fn whoever_tends_it_moves_what_has_ended_into_the_index() {
     let moved = async {
         {
             let mut archive = archive.borrow_mut();
-            start(&mut archive, "a", 101);
-            end(&mut archive, "a", 102, 0, None);
+            // By the clock that this goes by, so that the id is to be remembered.
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+            start(&mut archive, "a", now);
+            end(&mut archive, "a", now, 0, None);
         }
         while archive.borrow().entry(&key("a")).is_some() {
             tokio::task::yield_now().await;
@@ -490,5 +599,5 @@ async fn whoever_tends_it_moves_what_has_ended_into_the_index() {
         () = tend(&archive) => {}
         () = moved => {}
     }
-    assert!(archive.borrow_mut().lookup(&key("a")).is_some());
+    assert!(archive.borrow_mut().lookup(&key("a")).unwrap().is_some());
 }

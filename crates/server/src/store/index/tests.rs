@@ -100,7 +100,7 @@ fn what_is_put_is_found_by_key_by_prefix_and_in_pages() {
         }
         assert_eq!(index.job(&key("", "ab")).unwrap(), None);
         let found =
-            |scope, prefix, limit| numbers(&index.with_prefix(scope, prefix, limit).unwrap());
+            |scope, prefix, limit| numbers(&index.with_prefix(Some(scope), prefix, limit).unwrap());
         assert_eq!(found("", "ab", 9), [10, 11]);
         assert_eq!(found("", "ab", 1), [10]);
         assert_eq!(found("SHA256:k", "a", 9), [12]);
@@ -159,7 +159,7 @@ fn output_goes_before_the_outcome_and_the_outcome_before_the_id_is_free() {
     index.released(1000).unwrap();
     index.hide(1000).unwrap();
     assert!(index.page(None, u64::MAX, 9).unwrap().is_empty());
-    assert!(index.with_prefix("", "a", 9).unwrap().is_empty());
+    assert!(index.with_prefix(Some(""), "a", 9).unwrap().is_empty());
     assert!(index.job(&job.key).unwrap().unwrap().removed, "its id is taken");
     assert_eq!(index.forget(2001 + lifetime - 1, 9).unwrap(), 0);
     assert_eq!(index.forget(2001 + lifetime, 9).unwrap(), 1);
@@ -190,10 +190,11 @@ fn of_too_many_jobs_those_that_ended_first_are_forgotten() {
     let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
         INSERT INTO jobs SELECT i, '', 'j' || i, x'00', i, 0, NULL, 0, '', 0 FROM n";
     index.connection.execute(fill, [signed(INDEX_JOBS_MAX - 1)]).unwrap();
-    assert_eq!(index.forget(0, 100).unwrap(), 0);
+    assert_eq!((index.surplus().unwrap(), index.forget_surplus(100).unwrap()), (0, 0));
     index.put(&[sample(INDEX_JOBS_MAX, "", "one"), sample(INDEX_JOBS_MAX + 1, "", "two")]).unwrap();
-    assert_eq!(index.forget(0, 100).unwrap(), 2);
     assert_eq!(index.forget(0, 100).unwrap(), 0);
+    assert_eq!((index.surplus().unwrap(), index.forget_surplus(100).unwrap()), (2, 2));
+    assert_eq!((index.surplus().unwrap(), index.forget_surplus(100).unwrap()), (0, 0));
     assert!(index.job(&key("", "j1")).unwrap().is_none());
     assert!(index.job(&key("", "j3")).unwrap().is_some());
 }
@@ -290,5 +291,25 @@ fn fault_63_links_in_the_place_of_its_files_are_refused() {
         let refused = Index::open(&rig.directory, Use::Write);
         assert!(matches!(refused, Err(IndexError::File(StoreError::Planted { .. }))), "{name}");
         assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+    }
+}
+
+/// J-5.10: on a disk that is full, SQLite can't make the files that it shares with others.
+#[test]
+fn fault_58_an_index_that_nobody_writes_is_read_without_room() {
+    let root = TempDir::new().unwrap();
+    let directory = Directory::open(&root.path().join("jobs?of=100% of us")).unwrap();
+    let mut index = Index::open(&directory, Use::Write).unwrap();
+    index.put(&[sample(1, "", "a")]).unwrap();
+    assert!(Index::open_frozen(&directory).unwrap().is_none(), "it is not in the one file yet");
+    drop(index);
+    let frozen = Index::open_frozen(&directory).unwrap().unwrap();
+    assert!(frozen.is_frozen());
+    assert_eq!(frozen.job(&key("", "a")).unwrap().unwrap().key, key("", "a"));
+    assert_eq!(frozen.job(&key("", "b")).unwrap(), None);
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing was made");
+    for (code, is_it) in [(13, true), (10, true), (14, true), (5, false), (11, false)] {
+        let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+        assert_eq!(is_for_want_of_room(&error), is_it, "{code}");
     }
 }

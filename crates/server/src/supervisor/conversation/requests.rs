@@ -187,10 +187,10 @@ impl Conversation {
         if let Some(key) = self.supervisor.jobs.find(&view, &query.job)? {
             return self.fulfil(channel, key, wish);
         }
-        if !query.prefix {
+        if !query.prefix && !view.all {
             return Err(no_such_job(&query.job));
         }
-        let found = self.supervisor.jobs.search(&view, &query.job);
+        let found = self.supervisor.jobs.search(&view, &query.job, query.prefix);
         let to = self.to_self.clone();
         tokio::task::spawn_local(async move {
             let found = found.await;
@@ -275,8 +275,11 @@ impl Conversation {
         key: JobKey,
         signal: Option<Signal>,
     ) -> Result<(), Refused> {
-        let Some(Life::Live(commands)) = self.supervisor.jobs.life(&key) else {
-            return Err(has_ended(&key));
+        let commands = match self.supervisor.jobs.life(&key)? {
+            Some(Life::Live(commands)) => commands,
+            // What is known of it says more.
+            Some(Life::Lost(refusal) | Life::Refused(refusal)) => return Err((*refusal).clone()),
+            _ => return Err(has_ended(&key)),
         };
         let to = self.to_self.clone();
         let (reply, running) = oneshot::channel();
@@ -292,7 +295,7 @@ impl Conversation {
     }
 
     fn remove(&mut self, channel: ChannelId, key: JobKey) -> Result<(), Refused> {
-        let Some(Life::Live(commands)) = self.supervisor.jobs.life(&key) else {
+        let Some(Life::Live(commands)) = self.supervisor.jobs.life(&key)? else {
             self.supervisor.jobs.remove(&key);
             self.answer(channel, &Answer::Done { job: key.job });
             return Ok(());
@@ -330,7 +333,8 @@ fn still_running(key: &JobKey) -> Refused {
 /// It was perhaps started, and forgotten (`J-1.6`).
 fn unknown(spec: &OpenSpec) -> Refused {
     let message = format!(
-        "nobody can tell whether the job {} was started: what was known of it then is lost",
+        "nobody can tell whether the job {} was started: what was known of it then is lost, or can't \
+         be read",
         spec.job
     );
     Refused { started: Started::Unknown, ..refused(RefusalReason::Unknown, &message) }
