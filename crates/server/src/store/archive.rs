@@ -250,42 +250,41 @@ impl Archive {
 
     /// The spool of a job now has output that is kept until then: of a job that had ended before.
     pub fn kept(&mut self, key: &JobKey, spool: &str, until_us: u64) {
-        if let Some(pending) = self.pending.get_mut(key) {
-            pending.change += 1;
-            pending.job.spool = Some(spool.to_owned());
-            pending.job.keep_until_us = until_us;
-            self.work.notify_one();
-            return;
-        }
-        let (key, spool) = (key.clone(), spool.to_owned());
-        self.keeper.order(move |keeper| keeper.kept(&key, &spool, until_us));
+        self.change(key, |job| {
+            job.spool = Some(spool.to_owned());
+            job.keep_until_us = until_us;
+        });
     }
 
-    /// Step 7: its client has everything, so its output need not be kept (`J-3.6`).
+    /// Step 7: its client has everything, so its output need not be kept (`J-3.6`). Whoever has written
+    /// it has finished it.
     pub fn released(&mut self, key: &JobKey) {
-        if let Some(pending) = self.pending.get_mut(key) {
-            if let Some(spool) = pending.job.spool.take() {
-                pending.change += 1;
-                self.keeper.order(move |keeper| keeper.remove_spool(&spool));
-                self.work.notify_one();
-            }
-            return;
+        let mut spool = None;
+        self.change(key, |job| spool = job.spool.take());
+        // It may have output of which the job's last word did not say that it is kept.
+        let unsaid = self.entry(key).map(|entry| entry.intended.spool.clone());
+        if let Some(spool) = spool.or(unsaid) {
+            self.keeper.order(move |keeper| keeper.remove_spool(&spool));
         }
-        let key = key.clone();
-        self.keeper.order(move |keeper| keeper.released(&key, false));
     }
 
     /// Its user wants to see no more of a job that has ended: its output goes, its id stays taken.
     pub fn remove(&mut self, key: &JobKey) {
         self.released(key);
+        self.change(key, |job| job.removed = true);
+    }
+
+    /// Changes what is told of an ended job, from this moment on, and then in the index.
+    fn change(&mut self, key: &JobKey, change: impl FnOnce(&mut EndedJob)) {
+        if !self.pending.contains_key(key) {
+            let Some(job) = self.lookup(key) else { return };
+            self.pending.insert(key.clone(), Pending { job, change: 0 });
+        }
         if let Some(pending) = self.pending.get_mut(key) {
             pending.change += 1;
-            pending.job.removed = true;
+            change(&mut pending.job);
             self.work.notify_one();
-            return;
         }
-        let key = key.clone();
-        self.keeper.order(move |keeper| keeper.released(&key, true));
     }
 
     /// A spool for a job that was begun; `from` is where the output begins that it gets.

@@ -422,29 +422,6 @@ impl Index {
         Ok(())
     }
 
-    /// A spool has output of this job, to be kept until then.
-    ///
-    /// # Errors
-    /// See [`IndexError`].
-    pub fn kept(&mut self, number: u64, spool: &str, until_us: u64) -> Result<(), IndexError> {
-        let mut statement = self
-            .connection
-            .prepare_cached("UPDATE jobs SET spool = ?, keep_until_us = ? WHERE number = ?")?;
-        statement.execute(params![spool, signed(until_us), signed(number)])?;
-        Ok(())
-    }
-
-    /// Nobody wants to see more of this job; its id stays taken.
-    ///
-    /// # Errors
-    /// See [`IndexError`].
-    pub fn hide(&mut self, number: u64) -> Result<(), IndexError> {
-        let mut statement =
-            self.connection.prepare_cached("UPDATE jobs SET removed = 1 WHERE number = ?")?;
-        statement.execute([signed(number)])?;
-        Ok(())
-    }
-
     /// Forgets the jobs whose ids need not be remembered any more (`J-1.7`), at most `limit`. Says how
     /// many.
     ///

@@ -294,23 +294,6 @@ impl Work {
         let _ = self.with(|index| index.job(key));
     }
 
-    /// The spool of this job has output that is to be kept until then.
-    pub(super) fn kept(&mut self, key: &JobKey, spool: &str, until_us: u64) {
-        let _ = self.with(|index| match index.job(key)? {
-            Some(job) => index.kept(job.number, spool, until_us),
-            None => Ok(()),
-        });
-    }
-
-    /// The output of this job is not wanted any more, and maybe the job itself.
-    pub(super) fn released(&mut self, key: &JobKey, hide: bool) {
-        let Some(Some(job)) = self.with(|index| index.job(key)) else { return };
-        self.release(job.number, job.spool.as_deref());
-        if hide {
-            let _ = self.with(|index| index.hide(job.number));
-        }
-    }
-
     fn release(&mut self, number: u64, spool: Option<&str>) {
         let Some(spool) = spool else { return };
         // Killed in between, the next one finds a spool that no job has.

@@ -325,6 +325,7 @@ async fn a_removed_job_is_seen_no_more_and_its_id_stays_taken() {
             settle(&mut archive, 103).await;
         }
         archive.remove(&key(id));
+        assert!(archive.lookup(&key(id)).unwrap().unwrap().removed, "{id}: from this moment on");
         for _ in 0..2 {
             assert_eq!(ids(&mut archive).await, [""; 0], "{id}");
             assert!(archive.with_prefix(Some(""), id).await.is_empty());
@@ -585,9 +586,9 @@ async fn whoever_tends_it_moves_what_has_ended_into_the_index() {
     let archive = RefCell::new(rig.open(100).archive);
     let moved = async {
         {
-            let mut archive = archive.borrow_mut();
-            // By the clock that this goes by, so that the id is to be remembered.
+            // By the calendar: what ended in 1970 is forgotten at once.
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+            let mut archive = archive.borrow_mut();
             start(&mut archive, "a", now);
             end(&mut archive, "a", now, 0, None);
         }

@@ -154,10 +154,9 @@ fn output_goes_before_the_outcome_and_the_outcome_before_the_id_is_free() {
     assert_eq!(index.expired(u64::MAX, 9).unwrap(), []);
     assert_eq!(index.keeps(1000, "s").unwrap(), Some(false));
     assert_eq!(index.keeps(1001, "s").unwrap(), None);
-    index.kept(1000, "s", 7000).unwrap();
-    assert_eq!(kept(&index), (Some(7000), 0));
-    index.released(1000).unwrap();
-    index.hide(1000).unwrap();
+    job.spool = None;
+    job.removed = true;
+    index.put(&[job.clone()]).unwrap();
     assert!(index.page(None, u64::MAX, 9).unwrap().is_empty());
     assert!(index.with_prefix(Some(""), "a", 9).unwrap().is_empty());
     assert!(index.job(&job.key).unwrap().unwrap().removed, "its id is taken");
