@@ -14,8 +14,13 @@ struct Spec {
     limits: &'static [&'static str],
 }
 
-const SPECS: [Spec; 2] = [
+const SPECS: [Spec; 3] = [
     Spec { path: "docs/spec/wire.md", prefix: "W-", limits: &["crates/proto/src/limits.rs"] },
+    Spec {
+        path: "docs/spec/jobs.md",
+        prefix: "J-",
+        limits: &["crates/core/src/job/limits.rs", "crates/server/src/store/limits.rs"],
+    },
     Spec {
         path: "docs/spec/classic.md",
         prefix: "C-",

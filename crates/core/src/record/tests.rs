@@ -59,6 +59,7 @@ fn three() -> Vec<Vec<u8>> {
     vec![b"first".to_vec(), b"the second one".to_vec(), b"third".to_vec()]
 }
 
+/// J-5.3
 #[test]
 fn fault_60_a_record_that_was_cut_at_any_byte_is_torn_and_the_others_are_whole() {
     let file = file_of(&three());
@@ -118,6 +119,7 @@ fn fault_60_a_flipped_bit_anywhere_costs_one_record_and_is_named() {
     }
 }
 
+/// J-5.1
 #[test]
 fn a_file_of_another_format_is_damage_from_its_first_byte() {
     let mut file = file_of(&three());
@@ -127,6 +129,7 @@ fn a_file_of_another_format_is_damage_from_its_first_byte() {
     assert_eq!(payloads(&seen), three());
 }
 
+/// J-5.2
 #[test]
 fn what_a_job_writes_passes_for_no_record() {
     // It knows the format and guesses where it is going to stand, but not the salt.

@@ -297,6 +297,7 @@ fn fault_63_what_is_planted_where_a_file_should_be_is_refused() {
     ));
 }
 
+/// J-5.8
 #[test]
 fn fault_63_a_directory_that_is_a_link_or_open_to_others_is_refused() {
     let rig = Rig::new();
