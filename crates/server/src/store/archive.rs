@@ -277,7 +277,7 @@ impl Archive {
     /// Changes what is told of an ended job, from this moment on, and then in the index.
     fn change(&mut self, key: &JobKey, change: impl FnOnce(&mut EndedJob)) {
         if !self.pending.contains_key(key) {
-            let Some(job) = self.lookup(key) else { return };
+            let Ok(Some(job)) = self.lookup(key) else { return };
             self.pending.insert(key.clone(), Pending { job, change: 0 });
         }
         if let Some(pending) = self.pending.get_mut(key) {
