@@ -41,7 +41,14 @@ mod tests {
             clap_complete::generate(shell, &mut visible(), "afar", &mut script);
             let script = String::from_utf8(script).unwrap();
             assert!(script.contains("--known-hosts") || script.contains("known-hosts"), "{shell}");
-            assert!(!script.contains("supervisor") && !script.contains("as-user"), "{shell}");
+            // As each shell's script names a subcommand.
+            let offers = |name: &str| {
+                [format!("afar__subcmd__{name})"), format!("({name})\n"), format!("-a \"{name}\"")]
+                    .iter()
+                    .any(|form| script.contains(form))
+            };
+            assert!(offers("run") && offers("serve"), "{shell}");
+            assert!(!offers("supervisor") && !offers("as-user"), "{shell}");
         }
     }
 }
