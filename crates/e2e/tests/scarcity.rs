@@ -34,8 +34,8 @@ fn fault_62_without_a_process_nothing_is_started_and_that_is_said() {
         return;
     }
     let account = Account::new();
-    // The guardian, the supervisor and a thread of its own.
-    let prlimit = ["prlimit", "--nproc=3"];
+    // The guardian, the supervisor, a thread of its own and one of its archive.
+    let prlimit = ["prlimit", "--nproc=4"];
     let host = Host::builder().serve_accounts().serve_through(&prlimit).start();
     account.authorize(&Home::public_line(&host.key()));
     let result = host.file("result");
