@@ -254,7 +254,8 @@ impl History {
             Told::Refused { .. } => {
                 self.counts.lost += 1;
                 let truth = self.job(job);
-                if truth.told_end.is_some() && !truth.rotten {
+                // (Where nobody could know yet, it may have been said before that end, and come late.)
+                if truth.told_end.is_some() && !truth.rotten && !truth.forgotten {
                     let what = format!("client {client}, job {job}: its end was told already");
                     self.broken(Violation::TwoEnds, what);
                 } else if !truth.unwatched && !truth.forgotten {
