@@ -13,7 +13,8 @@ use crate::console::say;
 /// Bytes that one read takes at most.
 const READ_BYTES: usize = 128 * 1024;
 
-/// A read that brought less than this is copied, so that it does not hold the whole buffer.
+/// A read that brought less than this is copied, because that costs less than giving back the rest of
+/// the buffer.
 const COPIED_BYTES: usize = 8 * 1024;
 
 /// Whether stdin is `/dev/null`, which has nothing to send.
@@ -52,9 +53,12 @@ fn copy(mut stdin: Stdin, runtime: &tokio::runtime::Handle) -> io::Result<()> {
         match rustix::io::read(rustix::stdio::stdin(), spare) {
             Ok(0) => return Ok(()),
             Ok(read) => {
+                // What was read waits for its acknowledgement: megabytes of it in small pieces, none of
+                // which may hold a whole buffer.
                 let bytes = if read < COPIED_BYTES {
                     Bytes::copy_from_slice(&buffer)
                 } else {
+                    buffer.shrink_to_fit();
                     Bytes::from(buffer)
                 };
                 // A command that takes no more is no fault: `head` does it.
