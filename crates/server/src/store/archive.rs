@@ -27,6 +27,7 @@ use super::disk::Disk;
 use super::index::{EndedJob, Index, IndexError, Told, Use};
 use super::journal::{Beginning, Journal, JournalError};
 use super::limits::{INDEX_BATCH_JOBS_MAX, INDEX_DELAY, INDEX_PAGE_JOBS_MAX, RETENTION_INTERVAL};
+use super::retry::Retry;
 use super::spool::{Quotas, SpoolFailure, SpoolReader, SpoolWriter, Spools};
 use crate::log::Log;
 use keeper::Keeper;
@@ -90,6 +91,8 @@ pub struct Archive {
     /// Jobs that have ended and may not be in the index yet, as they are to be there.
     pending: BTreeMap<JobKey, Pending>,
     batch: Option<Batch>,
+    /// When the next one is sent, if the last one did not get there.
+    batch_retry: Retry,
     next_retention_us: u64,
     /// Says that there is something to be put into the index.
     work: Arc<Notify>,
@@ -145,6 +148,7 @@ impl Archive {
             generation: 0,
             pending: BTreeMap::new(),
             batch: None,
+            batch_retry: Retry::default(),
             next_retention_us: 0,
             work,
         };
@@ -443,9 +447,9 @@ impl Archive {
             let done = self.journal.forgot(since_boot);
             self.keeper.forgot(done);
         }
-        self.journal.catch_up();
-        self.finish_batch();
-        self.send_batch();
+        self.journal.catch_up(since_boot);
+        self.finish_batch(since_boot);
+        self.send_batch(since_boot);
         if unix_us >= self.next_retention_us {
             let interval = u64::try_from(RETENTION_INTERVAL.as_micros()).unwrap_or(u64::MAX);
             self.next_retention_us = unix_us.saturating_add(interval);
@@ -455,14 +459,17 @@ impl Archive {
         if busy { INDEX_DELAY } else { RETENTION_INTERVAL }
     }
 
-    fn finish_batch(&mut self) {
+    fn finish_batch(&mut self, since_boot: Duration) {
         let Some(batch) = &mut self.batch else { return };
         let is_in = match batch.done.try_recv() {
             Ok(is_in) => is_in,
             Err(oneshot::error::TryRecvError::Empty) => return,
             Err(oneshot::error::TryRecvError::Closed) => false,
         };
-        let Some(batch) = self.batch.take().filter(|_| is_in) else { return };
+        let Some(batch) = self.batch.take().filter(|_| is_in) else {
+            return self.batch_retry.failed(since_boot);
+        };
+        self.batch_retry.succeeded();
         let mut numbers = Vec::with_capacity(batch.changes.len());
         for (key, change) in batch.changes {
             // What has changed meanwhile is put once more.
@@ -477,8 +484,9 @@ impl Archive {
         }
     }
 
-    fn send_batch(&mut self) {
-        if self.batch.is_some() || self.pending.is_empty() {
+    fn send_batch(&mut self, since_boot: Duration) {
+        let is_due = self.batch.is_none() && self.batch_retry.is_due(since_boot);
+        if !is_due || self.pending.is_empty() {
             return;
         }
         let jobs: Vec<_> = self.pending.iter().take(INDEX_BATCH_JOBS_MAX).collect();

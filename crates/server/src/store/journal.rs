@@ -21,6 +21,7 @@ use afar_sys::private_files::try_lock_exclusive;
 use super::directory::{Directory, Purpose, StoreError};
 use super::disk::{Disk, write_all};
 use super::limits::{JOURNAL_BYTES_MAX, JOURNAL_REWRITE_BYTES};
+use super::retry::Retry;
 use crate::log::Log;
 
 /// The journal.
@@ -88,12 +89,18 @@ pub struct Journal {
     file: OwnedFd,
     /// Where the next record goes.
     length: u64,
+    /// What a file with all records would have: `length`, unless some could not be written.
+    size: u64,
     /// What the file had when it was written anew last.
     rewritten_length: u64,
     /// Whether the ledger has something that the file has not.
     behind: bool,
     /// Whether whoever reads the file finds that it vouches for nothing.
     disavowed: bool,
+    /// Whether it takes no more jobs, though it was written anew to make room.
+    full: bool,
+    /// When it is tried again to write what could not be.
+    retry: Retry,
     last_number: u64,
     /// For the next record; kept for its memory.
     scratch: Vec<u8>,
@@ -138,9 +145,12 @@ impl Journal {
             ledger,
             file,
             length,
+            size: length,
             rewritten_length: length,
             behind: false,
             disavowed: false,
+            full: false,
+            retry: Retry::default(),
             last_number,
             scratch: Vec::new(),
             _lock: lock,
@@ -205,23 +215,39 @@ impl Journal {
     /// Of the intent to start a job: it is forgotten again, and must not be started. Of a later step:
     /// it is remembered, and may be lost with this process.
     pub fn append(&mut self, record: JournalRecord) -> Result<(), JournalError> {
-        self.scratch.clear();
-        record.push_to(&mut self.scratch, self.length)?;
-        let after = self.length + self.scratch.len() as u64;
         let new_job = match &record {
             JournalRecord::Intended(intended) => Some(intended.job.clone()),
             _ => None,
         };
-        if new_job.is_some() && after > JOURNAL_BYTES_MAX && !self.rewrite_makes_room() {
-            return Err(JournalError::Full);
+        let mut bytes = self.encode(&record)?;
+        if new_job.is_some() && self.size + bytes > JOURNAL_BYTES_MAX {
+            if !self.makes_room() {
+                return Err(JournalError::Full);
+            }
+            // Its place in the file is another one now, which its checksum is of too.
+            bytes = self.encode(&record)?;
         }
         self.ledger.apply(record)?;
-        let written = if self.behind || self.is_rewrite_due(after) {
-            self.rewrite().or_else(|error| if self.behind { Err(error) } else { self.write() })
-        } else {
-            self.write()
-        };
-        written.or_else(|error| self.fell_behind(new_job.as_ref(), &error))
+        self.size += bytes;
+        if self.behind {
+            // Writing everything anew for each record would take longer with each of them.
+            return self.fell_behind(new_job.as_ref(), None);
+        }
+        if self.is_rewrite_due() {
+            if self.rewrite().is_ok() {
+                return Ok(());
+            }
+            // Not again for each record: when it has doubled once more.
+            self.rewritten_length = self.size;
+        }
+        self.write().or_else(|error| self.fell_behind(new_job.as_ref(), Some(&error)))
+    }
+
+    /// Puts into `scratch` what is to be written next, and says how much that is.
+    fn encode(&mut self, record: &JournalRecord) -> Result<u64, RecordError> {
+        self.scratch.clear();
+        record.push_to(&mut self.scratch, self.length)?;
+        Ok(self.scratch.len() as u64)
     }
 
     /// Writes `scratch`, which the ledger has already.
@@ -255,7 +281,7 @@ impl Journal {
         if Self::disavow(&self.directory).is_ok() {
             self.disavowed = true;
         }
-        self.catch_up();
+        let _ = self.make_whole();
         self.disavowed || !self.behind
     }
 
@@ -267,37 +293,49 @@ impl Journal {
         self.append(JournalRecord::Indexed(Indexed { numbers }))
     }
 
-    /// Whether something could not be written yet.
+    /// Whether something is to be written that could not be yet.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        self.behind
+        self.behind || self.disavowed || self.full
     }
 
-    /// Writes what could not be written, if there is something and the disk takes it now.
-    pub fn catch_up(&mut self) {
-        if self.behind {
-            // If it still can't, that was said when it began.
-            let _ = self.rewrite();
+    /// Writes what could not be written, if there is something and the disk takes it now. While it does
+    /// not, that is tried less and less often.
+    pub fn catch_up(&mut self, since_boot: Duration) {
+        if !self.is_behind() || !self.retry.is_due(since_boot) {
+            return;
+        }
+        // If it still can't, that was said when it began.
+        let _ = self.make_whole();
+        self.full &= self.size >= JOURNAL_BYTES_MAX / 2;
+        if self.is_behind() {
+            self.retry.failed(since_boot);
+        } else {
+            self.retry.succeeded();
         }
     }
 
-    /// What is to be done when the disk takes no record.
+    /// What is to be done when the disk takes no record, now or since a while ago.
     fn fell_behind(
         &mut self,
         new_job: Option<&JobKey>,
-        error: &StoreError,
+        error: Option<&StoreError>,
     ) -> Result<(), JournalError> {
         if !self.disavowed {
             if let Err(stuck) = Self::disavow(&self.directory) {
                 match new_job {
-                    Some(job) => self.ledger.withdraw(job),
+                    Some(job) => {
+                        self.ledger.withdraw(job);
+                        self.size -= self.scratch.len() as u64;
+                    }
                     None => self.behind = true,
                 }
                 return Err(JournalError::Stuck(stuck));
             }
+            let why = error.map_or_else(|| "it is behind".to_owned(), ToString::to_string);
             self.log.error(&format!(
-                "{error}; jobs run, but until it can be written a retry can't be told from a first \
-                 try after this supervisor has ended"
+                "{why}; jobs run, but until the journal can be written a retry can't be told from a \
+                 first try after this supervisor has ended"
             ));
         }
         self.disavowed = true;
@@ -305,20 +343,33 @@ impl Journal {
         Ok(())
     }
 
-    fn is_rewrite_due(&self, length: u64) -> bool {
-        length > JOURNAL_REWRITE_BYTES.max(self.rewritten_length.saturating_mul(2))
+    fn is_rewrite_due(&self) -> bool {
+        self.size > JOURNAL_REWRITE_BYTES.max(self.rewritten_length.saturating_mul(2))
     }
 
-    fn rewrite_makes_room(&mut self) -> bool {
-        self.rewrite().is_ok() && self.length < JOURNAL_BYTES_MAX / 2
+    /// Whether writing it anew makes room for more jobs. Where it did not, [`Self::catch_up`] tries it
+    /// again, not each job.
+    fn makes_room(&mut self) -> bool {
+        self.full = self.full || self.rewrite().is_err() || self.size >= JOURNAL_BYTES_MAX / 2;
+        !self.full
     }
 
+    /// Writes everything anew. An error leaves the file, and what is known of it, as it was.
     fn rewrite(&mut self) -> Result<(), StoreError> {
         let (file, length) = write_anew(&self.directory, self.disk.as_ref(), &self.ledger)?;
         self.file = file;
         self.length = length;
+        self.size = length;
         self.rewritten_length = length;
         self.behind = false;
+        Ok(())
+    }
+
+    /// Writes everything anew, and then says that nothing is missing.
+    fn make_whole(&mut self) -> Result<(), StoreError> {
+        if self.behind || self.full {
+            self.rewrite()?;
+        }
         if self.disavowed {
             self.directory.remove(DISAVOWED_NAME)?;
             self.disavowed = false;

@@ -9,6 +9,10 @@ pub const JOURNAL_REWRITE_BYTES: u64 = 1024 * 1024;
 /// Largest journal, in bytes; one that would be larger takes no more jobs (`J-5.4`).
 pub const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// How long is waited at most before it is tried again to write what could not be written into the journal
+/// or the index; at first it is [`INDEX_DELAY`], and twice as long each time (`J-5.4`, `J-5.10`).
+pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
+
 /// Most output of one job that is kept on the disk, in bytes, with what it takes beside (`J-3.4`).
 pub const SPOOL_JOB_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 

@@ -12,6 +12,7 @@ mod disk;
 mod index;
 mod journal;
 pub mod limits;
+mod retry;
 #[cfg(test)]
 mod rig;
 mod spool;

@@ -17,11 +17,12 @@ struct Failing {
     room: Option<(usize, Errno)>,
     sync: Option<Errno>,
     syncs: usize,
+    writes: usize,
 }
 
 impl FailingDisk {
     pub(super) fn sound() -> Self {
-        Self(Mutex::new(Failing { room: None, sync: None, syncs: 0 }))
+        Self(Mutex::new(Failing { room: None, sync: None, syncs: 0, writes: 0 }))
     }
 
     /// Takes `room` bytes and then no more.
@@ -37,6 +38,11 @@ impl FailingDisk {
     /// How often it was asked to synchronise.
     pub(super) fn syncs(&self) -> usize {
         self.0.lock().unwrap().syncs
+    }
+
+    /// How often it was asked to write.
+    pub(super) fn writes(&self) -> usize {
+        self.0.lock().unwrap().writes
     }
 
     /// Lets everybody wait who writes, until this is dropped.
@@ -55,6 +61,7 @@ impl FailingDisk {
 impl Disk for FailingDisk {
     fn write(&self, file: BorrowedFd<'_>, parts: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
         let mut failing = self.0.lock().unwrap();
+        failing.writes += 1;
         let Some((room, error)) = &mut failing.room else {
             return RealDisk.write(file, parts, at);
         };

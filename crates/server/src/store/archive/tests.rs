@@ -101,6 +101,39 @@ fn end(archive: &mut Archive, id: &str, seconds: u64, bytes: u64, kept_until_us:
     archive.ended(&seal, &info, &key(id), kept_until_us);
 }
 
+/// J-5.10, INDEX_BATCH_JOBS_MAX: so many in one step, and the next ones in the next.
+#[tokio::test]
+async fn ended_jobs_go_into_the_index_in_bounded_steps_which_are_tried_again_later() {
+    let rig = Rig::new();
+    let mut archive = rig.open(100).archive;
+    for number in 0..=INDEX_BATCH_JOBS_MAX {
+        let id = format!("j{number}");
+        begin(&mut archive, &id, 101);
+        end(&mut archive, &id, 102, 0, None);
+    }
+    // Something that is no index in its place.
+    std::fs::create_dir(rig.path().join("index.db")).unwrap();
+    let sent = |archive: &mut Archive, tenth: u64| {
+        let since_boot = Duration::from_millis(200_000 + 100 * tenth);
+        archive.tick(us(200), since_boot);
+        archive.batch.as_ref().map(|batch| batch.changes.len())
+    };
+    assert_eq!(sent(&mut archive, 0), Some(INDEX_BATCH_JOBS_MAX));
+    let mut tries = Vec::new();
+    for tenth in 1_u64..100 {
+        archive.keeper.ask(|_| ()).await.unwrap();
+        if sent(&mut archive, tenth).is_some() {
+            tries.push(tenth);
+        }
+    }
+    assert_eq!(tries, [4, 10, 21, 42, 83]);
+    std::fs::remove_dir(rig.path().join("index.db")).unwrap();
+    settle(&mut archive, 1000).await;
+    assert_eq!(archive.entry(&key("j7")), None);
+    assert_eq!(sent(&mut archive, 9000), None);
+    assert!(archive.lookup(&key("j1024")).unwrap().is_some());
+}
+
 /// Lets time pass until nothing is left to be done.
 async fn settle(archive: &mut Archive, seconds: u64) {
     loop {

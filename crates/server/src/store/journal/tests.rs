@@ -182,10 +182,12 @@ fn fault_58_what_could_not_be_written_is_written_when_there_is_room_again() {
     let Opened { mut journal, .. } = rig.open("one", 100);
     rig.disk.full_after(3, Errno::DQUOT);
     begin_job(&mut journal, "a").unwrap();
-    journal.catch_up();
+    journal.catch_up(seconds(101));
     assert!(journal.is_behind());
     rig.disk.mend();
     begin_job(&mut journal, "b").unwrap();
+    assert!(journal.is_behind());
+    journal.catch_up(seconds(102));
     assert!(!journal.is_behind());
     drop(journal);
     let Opened { journal, faults } = rig.open("two", 200);
@@ -212,6 +214,8 @@ fn a_job_that_nobody_could_know_of_is_not_started() {
     assert!(journal.is_behind());
     begin_job(&mut journal, "c").unwrap_err();
     rig.disk.mend();
+    journal.catch_up(seconds(101));
+    assert!(!journal.is_behind());
     begin_job(&mut journal, "c").unwrap();
     drop(journal);
     std::fs::remove_dir(rig.path().join(DISAVOWED_NAME)).unwrap();
@@ -222,6 +226,90 @@ fn a_job_that_nobody_could_know_of_is_not_started() {
         [was_started("a"), was_started("b"), was_started("c")],
         [Some(true), None, Some(false)]
     );
+}
+
+/// J-5.4: each job that runs on a full disk costs the same, however many there were.
+#[test]
+fn fault_58_a_full_disk_is_tried_less_and_less_often_and_not_for_each_job() {
+    let rig = Rig::new();
+    let Opened { mut journal, .. } = rig.open("one", 100);
+    rig.disk.full_after(0, Errno::NOSPC);
+    begin_job(&mut journal, "first").unwrap();
+    let tried = rig.disk.writes();
+    for number in 0..100 {
+        begin_job(&mut journal, &format!("j{number}")).unwrap();
+    }
+    assert_eq!(rig.disk.writes(), tried);
+    let mut tries = Vec::new();
+    for tenth in 1_u64..1200 {
+        let before = rig.disk.writes();
+        journal.catch_up(seconds(100) + Duration::from_millis(100 * tenth));
+        if rig.disk.writes() > before {
+            tries.push(tenth);
+        }
+    }
+    assert_eq!(tries, [1, 4, 9, 19, 39, 79, 159, 319, 619, 919]);
+    rig.disk.mend();
+    journal.catch_up(seconds(1000));
+    assert!(!journal.is_behind());
+    drop(journal);
+    let Opened { journal, faults } = rig.open("two", 2000);
+    assert!(faults.is_empty(), "{faults:?}");
+    assert_eq!(journal.ledger().jobs().len(), 101);
+}
+
+/// J-5.4: what follows a journal that was written anew stands where its checksum says, also if the mark
+/// that something is missing can't be removed.
+#[test]
+fn fault_60_a_journal_that_stays_disavowed_is_not_damaged() {
+    let rig = Rig::new();
+    let Opened { mut journal, .. } = rig.open("one", 100);
+    rig.disk.full_after(0, Errno::NOSPC);
+    begin_job(&mut journal, "a").unwrap();
+    rig.disk.mend();
+    let mark = rig.path().join(DISAVOWED_NAME);
+    std::fs::remove_file(&mark).unwrap();
+    // What can't be removed as a file.
+    std::fs::create_dir(&mark).unwrap();
+    journal.catch_up(seconds(101));
+    assert!(journal.is_behind());
+    begin_job(&mut journal, "b").unwrap();
+    journal.append(started("b")).unwrap();
+    std::fs::remove_dir(&mark).unwrap();
+    let read = Replay::read(&std::fs::read(rig.path().join(NAME)).unwrap());
+    assert!(read.is_good(), "{:?}", read.faults);
+    assert!(read.ledger.jobs().eq(journal.ledger().jobs()));
+    journal.catch_up(seconds(110));
+    assert!(!journal.is_behind());
+}
+
+/// J-5.4: JOURNAL_BYTES_MAX, on both sides.
+#[test]
+fn a_journal_takes_no_more_jobs_than_fit_and_again_some_when_it_has_shrunk() {
+    let rig = Rig::new();
+    let Opened { mut journal, .. } = rig.open("one", 100);
+    let record = intended(&mut journal, "a");
+    let bytes = journal.encode(&record).unwrap();
+    // As if that many were in it that can't be let go of.
+    journal.full = true;
+    journal.rewritten_length = JOURNAL_BYTES_MAX;
+    journal.size = JOURNAL_BYTES_MAX - bytes + 1;
+    assert!(matches!(journal.append(record.clone()), Err(JournalError::Full)));
+    assert!(journal.ledger().job(&key("a")).is_none());
+    journal.size = JOURNAL_BYTES_MAX - bytes;
+    journal.append(record).unwrap();
+    assert!(matches!(begin_job(&mut journal, "b"), Err(JournalError::Full)));
+    // What is said of those that run has room still.
+    journal.append(started("a")).unwrap();
+    journal.catch_up(seconds(101));
+    begin_job(&mut journal, "b").unwrap();
+    // It was written anew to make room: then what comes next stands at another place.
+    journal.size = JOURNAL_BYTES_MAX;
+    begin_job(&mut journal, "c").unwrap();
+    drop(journal);
+    let Opened { journal, faults } = rig.open("two", 200);
+    assert!(faults.is_empty(), "{faults:?}");
+    assert_eq!(journal.ledger().jobs().len(), 3);
 }
 
 #[test]
