@@ -3,24 +3,22 @@
 //! Whatever has to be asked of a person is asked with no connection open, and the connection is
 //! made again with the answer; so one login can take several connections, each for a reason.
 
+mod way;
+
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use afar_core::policy::Grant;
-use afar_core::target::{Destination, Target};
+use afar_core::target::Target;
 use afar_net::agent::UnusableKey;
 use afar_net::clock::Clock;
 use afar_net::dial::connect_tcp;
-use afar_net::driver::Driver;
 use afar_net::host_key::HostPublicKey;
 use afar_net::identity::{LockedKey, UnlockError};
-use afar_net::local::attach_local;
 use afar_net::login::{Candidate, LoggedIn, Login, LoginError, RejectedHost, login};
 use afar_net::public_key::{KeyKind, fingerprint};
 use afar_net::signer::{FileKey, Signer};
 use afar_net::tls::{self, Shown, Verdict};
-use afar_net::transport::AnyTransport;
 use afar_proto::auth::AuthError;
 use afar_proto::limits::AUTH_DEADLINE;
 use afar_proto::message::OpenSpec;
@@ -28,8 +26,7 @@ use afar_proto::outcome::{Phase, Started};
 use afar_proto::{Config, Connection, Role};
 use tokio::time::Instant;
 
-use crate::client::{Client, Delegation, HostStanding, InspectedHost, Options};
-use crate::dispatcher::{Connecting, Reconnector};
+use crate::client::{Client, Delegation, HostStanding, InspectedHost};
 use crate::error::Error;
 use crate::host_keys::{HostKeyProblem, HostKeyQuestion, Judgement};
 use crate::identities::{LoadedFiles, OfferedKey, offered, shown_fingerprint};
@@ -37,7 +34,8 @@ use crate::job::Job;
 use crate::prompt::{Answer, LockedIdentity, Notice};
 use crate::route::{self, Route};
 use crate::session::{Pipelined, Session};
-use crate::ssh;
+pub(crate) use way::open;
+use way::{Connected, Failed, Way, reconnector};
 
 /// Connections that one login may take: the delegated key, the remembered one, all of them, after
 /// the host key was confirmed, after a key was unlocked, and one more.
@@ -84,86 +82,6 @@ pub(crate) fn is_lost_link(error: &Error) -> bool {
     }
 }
 
-/// How a connection to the target is made, the first one and every other.
-#[derive(Clone)]
-enum Way {
-    Local,
-    Ssh { destination: Destination, name: String },
-    Host(Arc<Route>),
-}
-
-/// Why there is no connection, and when a request may have left for one.
-struct Failed {
-    error: Error,
-    sent_at: Option<Instant>,
-}
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
-        Self { error, sent_at: None }
-    }
-}
-
-type Connected = (Driver<AnyTransport>, Option<Pipelined>);
-
-impl Way {
-    fn find(client: &Client, target: &Target) -> Result<Self, Error> {
-        Ok(match target {
-            Target::Local => Self::Local,
-            Target::Ssh(destination) => {
-                Self::Ssh { destination: destination.clone(), name: target.to_string() }
-            }
-            _ => Self::Host(Arc::new(Route::find(&client.options, target)?)),
-        })
-    }
-
-    /// The target as it was asked for.
-    fn name(&self) -> &str {
-        match self {
-            Self::Local => "local",
-            Self::Ssh { name, .. } => name,
-            Self::Host(route) => &route.target,
-        }
-    }
-
-    /// Connects. `proved` is the host's key of an earlier connection, and then of this one.
-    async fn connect(
-        &self,
-        client: &Client,
-        spec: Option<OpenSpec>,
-        proved: &mut Option<HostPublicKey>,
-    ) -> Result<Connected, Failed> {
-        match self {
-            Self::Local => Ok(connect_local(&client.options, spec).await?),
-            Self::Ssh { destination, .. } => {
-                Ok(ssh::connect(&client.options, destination, spec).await?)
-            }
-            Self::Host(route) => {
-                let mut connector = Connector::new(client, route, spec);
-                connector.proved = proved.take();
-                let result = connector.establish().await;
-                let Connector { sent_at, proved: key, .. } = connector;
-                *proved = key;
-                result.map_err(|error| Failed { error, sent_at })
-            }
-        }
-    }
-}
-
-/// What makes the connection again, if that is wanted.
-fn reconnector(client: &Client, way: Way, proved: Option<HostPublicKey>) -> Option<Reconnector> {
-    let limit = client.options.reconnect_for;
-    let client = client.unattended();
-    let connect = move || -> Connecting {
-        let (client, way, mut proved) = (client.clone(), way.clone(), proved.clone());
-        Box::pin(async move {
-            let connected = way.connect(&client, None, &mut proved).await;
-            connected.map(|(driver, _)| Box::new(driver)).map_err(|failed| failed.error)
-        })
-    };
-    (!limit.is_zero()).then(|| Reconnector { connect: Box::new(connect), limit })
-}
-
 /// See [`Client::keys`].
 pub(crate) async fn offered_keys(
     client: &Client,
@@ -202,26 +120,6 @@ pub(crate) async fn inspect(client: &Client, target: &Target) -> Result<Inspecte
     };
     let known = route.known.known();
     Ok(InspectedHost { route, key, standing, presented, known })
-}
-
-async fn connect_local(options: &Options, spec: Option<OpenSpec>) -> Result<Connected, Error> {
-    let launcher = Arc::clone(options.launcher.as_ref().ok_or(Error::NoLauncher)?);
-    let stream = off_the_runtime(move || launcher()).await?.map_err(Error::Local)?;
-    let io_error = |error: std::io::Error| Error::Local(error.to_string());
-    stream.set_nonblocking(true).map_err(io_error)?;
-    let stream = tokio::net::UnixStream::from_std(stream).map_err(io_error)?;
-    let user = route::local_user(options)?;
-    let grant = Grant::local(user.as_str(), rustix::process::geteuid().as_raw());
-    let clock = Clock::new();
-    let mut connection = Connection::new(Role::Client, Config::default(), clock.now());
-    let pipelined = spec.map(|spec| open(&mut connection, spec)).transpose()?;
-    Ok((attach_local(stream, &grant, connection, clock), pipelined))
-}
-
-/// Opens the channel of a command that is asked for at once.
-pub(crate) fn open(connection: &mut Connection, spec: OpenSpec) -> Result<Pipelined, Error> {
-    let channel = connection.open(&spec)?;
-    Ok(Pipelined { channel, spec, sent_at: Instant::now() })
 }
 
 /// Runs what blocks, on the disk or on a person, on a thread of its own.
