@@ -1,6 +1,7 @@
 //! The syntax of the commands about jobs that exist, and of what makes a job last.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use afar_client::{JobState, OnDisconnect, Overflow, Stream};
@@ -120,6 +121,22 @@ pub(crate) struct JobArg {
     pub(crate) job: OsString,
 }
 
+/// The jobs that a command is about.
+#[derive(Args, Debug)]
+pub(crate) struct JobArgs {
+    /// The jobs
+    #[arg(value_name = "TARGET/JOB", required = true)]
+    pub(crate) jobs: Vec<OsString>,
+}
+
+/// Where the outcome goes.
+#[derive(Args, Debug)]
+pub(crate) struct ResultArg {
+    /// Write the outcome to FILE as one JSON object; - is stdout
+    #[arg(long, value_name = "FILE")]
+    pub(crate) result: Option<PathBuf>,
+}
+
 /// Show what a job has written, while it runs and afterwards
 ///
 /// What it wrote to stdout comes on stdout, and the rest on stderr. What is not there any more, because
@@ -190,9 +207,8 @@ pub(crate) struct AttachArgs {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Write the outcome to FILE as one JSON object; - is stdout
-    #[arg(long, value_name = "FILE")]
-    pub(crate) result: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    pub(crate) result: ResultArg,
 
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
@@ -208,9 +224,8 @@ pub(crate) struct WaitArgs {
     #[command(flatten)]
     pub(crate) job: JobArg,
 
-    /// Write the outcome to FILE as one JSON object; - is stdout
-    #[arg(long, value_name = "FILE")]
-    pub(crate) result: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    pub(crate) result: ResultArg,
 
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
@@ -230,9 +245,8 @@ pub(crate) struct KillArgs {
     #[arg(short = 's', value_name = "SIG", value_parser = parse_signal)]
     pub(crate) signal: Option<String>,
 
-    /// The jobs
-    #[arg(value_name = "TARGET/JOB", required = true)]
-    pub(crate) jobs: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) jobs: JobArgs,
 
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
@@ -246,9 +260,8 @@ Example:
 
 A forgotten id stays taken for a month, so that nothing that is asked for twice is started twice.")]
 pub(crate) struct RmArgs {
-    /// The jobs
-    #[arg(value_name = "TARGET/JOB", required = true)]
-    pub(crate) jobs: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) jobs: JobArgs,
 
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,

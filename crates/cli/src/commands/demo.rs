@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use afar_client::{Client, SshConfig, Target};
 
 use crate::args::DemoArgs;
-use crate::commands::{account, block_on, run};
+use crate::commands::{account, run, with_signals};
 use crate::console::{Verbosity, say};
 use crate::exit::Exit;
 use crate::prompt::TerminalPrompt;
@@ -24,18 +24,12 @@ pub(crate) fn cmd_demo(args: DemoArgs) -> Exit {
         return Exit::Failed;
     }
     let verbosity = if args.quiet { Verbosity::Quiet } else { Verbosity::Normal };
-    block_on(async {
-        // From here on a signal ends the demonstration in order.
-        let signals = match Signals::install() {
-            Ok(signals) => signals,
-            Err(exit) => return exit,
-        };
-        match demonstrate(args, verbosity, signals).await {
-            Ok(exit) => exit,
-            Err(problem) => {
-                say(&format!("demo: {problem}; the command was not started"));
-                Exit::Failed
-            }
+    // From here on a signal ends the demonstration in order.
+    with_signals(async |signals| match demonstrate(args, verbosity, signals).await {
+        Ok(exit) => exit,
+        Err(problem) => {
+            say(&format!("demo: {problem}; the command was not started"));
+            Exit::Failed
         }
     })
 }

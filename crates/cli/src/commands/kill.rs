@@ -9,7 +9,7 @@ use crate::exit::Exit;
 pub(crate) fn cmd_kill(args: &KillArgs) -> Exit {
     let signal = args.signal.as_deref();
     let verbose = args.connect.verbosity() >= Verbosity::Verbose;
-    block_on(for_each_job(&args.jobs, &args.connect, async |session, job| {
+    block_on(for_each_job(&args.jobs.jobs, &args.connect, async |session, job| {
         let id = session.kill(&job, signal).await?;
         if verbose {
             match signal {

@@ -2,28 +2,21 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use afar_client::{Attachment, Client, JobEvent, JobRef, Stream, Target};
+use afar_client::{Attachment, JobEvent, JobRef, Stream};
 use bytes::Bytes;
 
 use crate::args::{LogsArgs, Range, Since};
-use crate::commands::{block_on, launch_supervisor, settle_job};
+use crate::commands::{FoundJob, with_signals};
 use crate::console::{Verbosity, fail, say};
 use crate::exit::Exit;
 use crate::run::{Output, Signals, say_gap};
 
 /// Shows what is asked for. How the job ended is not this command's status.
 pub(crate) fn cmd_logs(args: LogsArgs) -> Exit {
-    let (target, job, settings) = match settle_job(&args.job.job, &args.connect) {
-        Ok(settled) => settled,
-        Err(error) => return fail(&error),
-    };
-    let client = settings.client().launcher(launch_supervisor).build();
-    block_on(async {
-        match Signals::install() {
-            Ok(signals) => show(&client, &target, job, args, signals).await,
-            Err(exit) => exit,
-        }
-    })
+    match FoundJob::find(&args.job.job, &args.connect) {
+        Ok(found) => with_signals(async |signals| show(found, args, signals).await),
+        Err(exit) => exit,
+    }
 }
 
 /// What is wanted of the job's output.
@@ -51,15 +44,10 @@ fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-async fn show(
-    client: &Client,
-    target: &Target,
-    job: JobRef,
-    args: LogsArgs,
-    mut signals: Signals,
-) -> Exit {
+async fn show(found: FoundJob, args: LogsArgs, mut signals: Signals) -> Exit {
+    let FoundJob { client, target, job } = found;
     let session = tokio::select! {
-        connected = client.connect(target) => match connected {
+        connected = client.connect(&target) => match connected {
             Ok(session) => session,
             Err(error) => return fail(&error),
         },

@@ -28,13 +28,16 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use afar_client::{Account, Destination, Error, JobId, JobRef, Session, Target};
+use afar_client::{
+    Account, Attachment, Client, Destination, Error, JobId, JobRef, Session, Target,
+};
 use afar_core::escape::escape_bounded;
 use afar_core::target::JobTarget;
 
 use crate::args::ConnectArgs;
 use crate::console;
 use crate::exit::Exit;
+use crate::run::{JobName, RunOptions, Signals, Wanted, execute};
 use crate::settings::ConnectSettings;
 
 /// The local user, from the user database: the environment may be another user's (sudo, su).
@@ -83,9 +86,43 @@ pub(crate) fn settle_job(
     Ok((target, JobRef::prefix(id), settings))
 }
 
+/// A job that exists, and the client that reaches it.
+pub(crate) struct FoundJob {
+    pub(crate) client: Client,
+    pub(crate) target: Target,
+    pub(crate) job: JobRef,
+}
+
+impl FoundJob {
+    /// Finds out what is meant, without connecting.
+    ///
+    /// # Errors
+    /// Nothing can be meant by it; said already.
+    pub(crate) fn find(job: &OsStr, connect: &ConnectArgs) -> Result<Self, Exit> {
+        let settled = settle_job(job, connect).map_err(|error| console::fail(&error));
+        let (target, job, settings) = settled?;
+        let client = settings.client().launcher(launch_supervisor).build();
+        Ok(Self { client, target, job })
+    }
+
+    /// Goes on with the job as `attachment` says, and ends as it does.
+    pub(crate) fn show(self, attachment: Attachment, options: RunOptions) -> Exit {
+        let Self { client, target, .. } = self;
+        with_signals(async |signals| {
+            execute(&client, &target, Wanted::Attach(attachment), options, signals).await
+        })
+    }
+}
+
+/// How jobs on a target are named for other commands, see [`job_place`].
+pub(crate) fn job_name(target: &Target, connect: &ConnectArgs) -> JobName {
+    let (target, connect) = (target.clone(), connect.clone());
+    JobName(Box::new(move |job| job_place(&target, &connect, job)))
+}
+
 /// What names a job on the command line: its target, with the user and the port that options have
 /// given, and its id.
-pub(crate) fn job_place(target: &Target, connect: &ConnectArgs, job: &JobId) -> String {
+fn job_place(target: &Target, connect: &ConnectArgs, job: &JobId) -> String {
     let complete = |destination: &Destination| Destination {
         user: destination.user.clone().or_else(|| connect.login.clone()),
         port: destination.port.or(connect.port),
@@ -153,6 +190,16 @@ pub(crate) fn block_on<F: Future<Output = Exit>>(future: F) -> Exit {
             Exit::Failed
         }
     }
+}
+
+/// The same for one that takes the signals over that are meant for what it shows.
+pub(crate) fn with_signals(act: impl AsyncFnOnce(Signals) -> Exit) -> Exit {
+    block_on(async {
+        match Signals::install() {
+            Ok(signals) => act(signals).await,
+            Err(exit) => exit,
+        }
+    })
 }
 
 /// An address without a port gets this one.

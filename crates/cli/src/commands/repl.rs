@@ -6,12 +6,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use afar_core::escape::escape_bounded;
 
 use crate::args::ReplArgs;
-use crate::commands::{block_on, launch_supervisor, settle};
+use crate::commands::{launch_supervisor, settle, with_signals};
 use crate::console::{say, say_failure};
 use crate::exit::Exit;
 use crate::line_editor::history_file;
 use crate::repl::{ReplOptions, repl};
-use crate::run::Signals;
 
 /// The history, within the directory of afar's state.
 const HISTORY_NAME: &str = "repl_history";
@@ -41,12 +40,7 @@ pub(crate) fn cmd_repl(args: ReplArgs) -> Exit {
         history: history_file(HISTORY_NAME),
         verbosity: args.connect.verbosity(),
     };
-    block_on(async {
-        match Signals::install() {
-            Ok(signals) => repl(&client, &target, options, signals).await,
-            Err(exit) => exit,
-        }
-    })
+    with_signals(async |signals| repl(&client, &target, options, signals).await)
 }
 
 /// Whether this would be expanded to several targets.

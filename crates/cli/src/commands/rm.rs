@@ -8,7 +8,7 @@ use crate::exit::Exit;
 /// Forgets each of the jobs.
 pub(crate) fn cmd_rm(args: &RmArgs) -> Exit {
     let verbose = args.connect.verbosity() >= Verbosity::Verbose;
-    block_on(for_each_job(&args.jobs, &args.connect, async |session, job| {
+    block_on(for_each_job(&args.jobs.jobs, &args.connect, async |session, job| {
         let id = session.remove(&job).await?;
         if verbose {
             say(&format!("{}/{id}: is forgotten", session.target()));

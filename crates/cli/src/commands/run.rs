@@ -6,10 +6,10 @@ use std::os::unix::ffi::OsStringExt as _;
 use afar_client::Command;
 
 use crate::args::{CommandArgs, LastingArgs, OnDisconnectWord, RunArgs};
-use crate::commands::{block_on, job_place, launch_supervisor, settle};
+use crate::commands::{job_name, launch_supervisor, settle, with_signals};
 use crate::console::say_failure;
 use crate::exit::Exit;
-use crate::run::{JobName, Leaving, RunOptions, Signals, Wanted, execute, stdin_is_null};
+use crate::run::{Leaving, RunOptions, Wanted, execute, stdin_is_null};
 
 /// Runs the command and ends as it did.
 pub(crate) fn cmd_run(args: RunArgs) -> Exit {
@@ -21,7 +21,6 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
         }
     };
     let client = settings.client().launcher(launch_supervisor).build();
-    let (connect, named) = (args.connect.clone(), target.clone());
     let keeps = args.lasting.on_disconnect == Some(OnDisconnectWord::Keep);
     let options = RunOptions {
         stdin: !args.no_stdin && !args.lasting.detach && !stdin_is_null(),
@@ -30,7 +29,7 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
         verbosity: args.connect.verbosity(),
         argv: args.argv.iter().map(|word| word.clone().into_vec()).collect(),
         leaving: if keeps { Leaving::Keeps } else { Leaving::Cancels },
-        job_name: JobName(Box::new(move |job| job_place(&named, &connect, job))),
+        job_name: job_name(&target, &args.connect),
     };
     let mut command = command(args.command, args.argv).merge(args.merge);
     // Those of the command line last: the last value of a name counts.
@@ -56,12 +55,7 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
         command = command.id(id);
     }
     let wanted = Wanted::Start(Box::new(lasting(command, &args.lasting)));
-    block_on(async {
-        match Signals::install() {
-            Ok(signals) => execute(&client, &target, wanted, options, signals).await,
-            Err(exit) => exit,
-        }
-    })
+    with_signals(async |signals| execute(&client, &target, wanted, options, signals).await)
 }
 
 /// The command with what makes it outlive its client, and what bounds it.

@@ -3,35 +3,25 @@
 use afar_client::Attachment;
 
 use crate::args::WaitArgs;
-use crate::commands::{block_on, job_place, launch_supervisor, settle_job};
-use crate::console::fail;
+use crate::commands::{FoundJob, job_name};
 use crate::exit::Exit;
-use crate::run::{JobName, Leaving, RunOptions, Signals, Wanted, execute};
+use crate::run::{Leaving, RunOptions};
 
 /// Waits for the job. A signal is for this program, not for the job.
 pub(crate) fn cmd_wait(args: WaitArgs) -> Exit {
-    let (target, job, settings) = match settle_job(&args.job.job, &args.connect) {
-        Ok(settled) => settled,
-        Err(error) => return fail(&error),
+    let found = match FoundJob::find(&args.job.job, &args.connect) {
+        Ok(found) => found,
+        Err(exit) => return exit,
     };
-    let client = settings.client().launcher(launch_supervisor).build();
-    let (connect, named) = (args.connect.clone(), target.clone());
     let options = RunOptions {
         stdin: false,
         json: false,
-        result: args.result,
+        result: args.result.result,
         verbosity: args.connect.verbosity(),
         argv: Vec::new(),
         leaving: Leaving::AtOnce,
-        job_name: JobName(Box::new(move |job| job_place(&named, &connect, job))),
+        job_name: job_name(&found.target, &args.connect),
     };
-    block_on(async {
-        match Signals::install() {
-            Ok(signals) => {
-                let wanted = Wanted::Attach(Attachment::wait(job));
-                execute(&client, &target, wanted, options, signals).await
-            }
-            Err(exit) => exit,
-        }
-    })
+    let attachment = Attachment::wait(found.job.clone());
+    found.show(attachment, options)
 }
