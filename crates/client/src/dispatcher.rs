@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use afar_net::driver::Driver;
 use afar_net::transport::AnyTransport;
-use afar_proto::connection::{Event, Stream};
+use afar_proto::connection::{Event, OpenError, Stream};
 use afar_proto::error::ConnectionError;
 use afar_proto::message::{Attached, FEATURE_SESSION, GoodbyeCode, KillQuery, Opened, Query};
 use afar_proto::outcome::RefusalReason;
@@ -239,8 +239,16 @@ impl Dispatcher {
             return;
         };
         let incarnation = self.jobs.incarnation.as_ref();
-        match state.ask(driver.connection(), incarnation) {
+        let asked = state.ask(driver.connection(), incarnation);
+        self.asked(key, state, asked);
+    }
+
+    fn asked(&mut self, key: JobKey, state: JobState, asked: Result<ChannelId, OpenError>) {
+        match asked {
             Ok(channel) => self.jobs.insert(key, Some(channel), state),
+            // Its end was read with what came before, and is told next: the job waits for another
+            // connection, or ends with this one.
+            Err(OpenError::Closed) => self.jobs.insert(key, None, state),
             Err(error) => state.fail_open(&self.jobs.target, error),
         }
     }
@@ -280,10 +288,7 @@ impl Dispatcher {
             self.jobs.keep_query(question);
             return;
         };
-        match driver.connection().query(&question.query) {
-            Ok(channel) => self.jobs.queried(channel, question),
-            Err(error) => question.answer(Err(Error::Open(error))),
-        }
+        self.jobs.put(driver.connection(), question);
     }
 
     fn with_job(&mut self, key: JobKey, act: impl FnOnce(Option<Channel<'_>>, &mut JobState)) {
@@ -472,20 +477,15 @@ impl Dispatcher {
     /// Asks for everything again on a new connection: what was answered by its offsets, what was
     /// not once more (`J-4.2`).
     fn resume(&mut self) {
-        let Link::Up(driver) = &mut self.link else { return };
-        let connection = driver.connection();
         for key in self.jobs.without_channel() {
             let Some((mut state, incarnation)) = self.jobs.take(key) else { continue };
-            match state.ask(connection, incarnation) {
-                Ok(channel) => self.jobs.insert(key, Some(channel), state),
-                Err(error) => state.fail_open(&self.jobs.target, error),
-            }
+            let Link::Up(driver) = &mut self.link else { return };
+            let asked = state.ask(driver.connection(), incarnation);
+            self.asked(key, state, asked);
         }
+        let Link::Up(driver) = &mut self.link else { return };
         for question in self.jobs.take_queries() {
-            match connection.query(&question.query) {
-                Ok(channel) => self.jobs.queried(channel, question),
-                Err(error) => question.answer(Err(Error::Open(error))),
-            }
+            self.jobs.put(driver.connection(), question);
         }
     }
 }

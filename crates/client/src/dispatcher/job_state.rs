@@ -185,6 +185,10 @@ impl JobState {
         connection: &mut Connection,
         incarnation: Option<&Incarnation>,
     ) -> Result<ChannelId, OpenError> {
+        if connection.is_closed() {
+            // What there is to go on with is for another connection.
+            return Err(OpenError::Closed);
+        }
         let channel = match &mut self.asked {
             Asked::Open { spec, sent } => {
                 match sent {

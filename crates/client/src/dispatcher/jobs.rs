@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use afar_proto::connection::OpenError;
 use afar_proto::error::ConnectionError;
 use afar_proto::message::{Answer, Incarnation, Query, Refused, SessionName};
 use afar_proto::outcome::{RefusalReason, Started};
@@ -213,8 +214,15 @@ impl Jobs {
 
     // Questions.
 
-    pub(super) fn queried(&mut self, channel: ChannelId, question: Question) {
-        self.queries.insert(channel, question);
+    /// Asks it on this connection; on the next one, if this one has ended and has not said so yet.
+    pub(super) fn put(&mut self, connection: &mut Connection, question: Question) {
+        match connection.query(&question.query) {
+            Ok(channel) => {
+                self.queries.insert(channel, question);
+            }
+            Err(OpenError::Closed) => self.keep_query(question),
+            Err(error) => question.answer(Err(Error::Open(error))),
+        }
     }
 
     pub(super) fn keep_query(&mut self, question: Question) {

@@ -364,6 +364,33 @@ async fn fault_72_a_machine_that_has_slept_for_hours_goes_on() {
     drop(job);
 }
 
+/// `J-4.3`: two upgrades in a row. The end of the connection is read together with its login.
+#[tokio::test(start_paused = true)]
+async fn a_link_that_had_ended_when_it_was_made_is_no_end_of_a_job() {
+    let (session, mut peer, links) = linked();
+    let (mut job, _, spec) = running(&session, &mut peer).await;
+    peer.say_goodbye(GoodbyeCode::Restart);
+    peer.flush().await;
+    assert_eq!(until(&mut job, "disconnected").await, ["disconnected"]);
+    let clock = Clock::new();
+    let mut server = Connection::new(Role::Server, Config::default(), clock.now());
+    server.close(GoodbyeCode::Restart, "");
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let mut ended = driver(ours, Role::Client);
+    let mut said = std::collections::VecDeque::new();
+    server.poll_transmit(&mut said, usize::MAX);
+    said.iter().for_each(|bytes| ended.feed(bytes));
+    assert!(ended.connection().is_closed());
+    links.0.send(Ok(Box::new(ended))).unwrap();
+    let mut peer = links.next();
+    let (channel, attach) = peer.attach().await;
+    assert_eq!((attach.streams["stdout"].0, &attach.job), (6, &spec.job));
+    peer.go_on(channel, &spec.job, 6, None);
+    peer.flush().await;
+    assert_eq!(until(&mut job, "reconnected").await, ["reconnected"]);
+    drop(job);
+}
+
 /// `J-4.1`
 #[tokio::test(start_paused = true)]
 async fn what_is_away_for_too_long_is_given_up_and_said_where_it_runs() {
