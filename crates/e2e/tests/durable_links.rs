@@ -1,14 +1,17 @@
 //! Links that are cut, move and die while commands run over them: nothing ends, repeats or loses a byte.
 //!
-//! `AFAR_SOAK=1` runs the full size: 10,000 commands, and streams of a gigabyte.
+//! `AFAR_SOAK=1` runs the full size: 10,000 commands, and three streams of a gigabyte at a time, in each
+//! kind of trouble.
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
-use afar_e2e::{Digest, Direction, Host, Proxy, Random, Sink, Source};
+use afar_e2e::{Digest, Direction, Home, Host, Proxy, Random, Run, Sink, Source};
 use serde_json::Value;
 
 /// The everyday size, or the full one.
@@ -16,37 +19,110 @@ fn size(everyday: u64, full: u64) -> u64 {
     if std::env::var_os("AFAR_SOAK").is_some() { full } else { everyday }
 }
 
-/// Cuts every connection of a proxy at moments that a seed decides, until it is dropped.
-struct Cutter {
-    stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
+/// What befalls links and servers while commands run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    /// Every link is cut.
+    Cuts,
+    /// The listener is killed, and another one is started in its place; every other time links are cut
+    /// as well.
+    KilledListeners,
+    /// The supervisor becomes its program anew.
+    Upgrades,
 }
 
-impl Cutter {
-    fn start(proxy: &Arc<Proxy>, seed: u64, within: Duration) -> Self {
-        use std::io::Read as _;
-        let (proxy, stop) = (Arc::clone(proxy), Arc::new(AtomicBool::new(false)));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            let mut random = Random::new(seed);
-            while !stopped.load(Ordering::Relaxed) {
-                let mut byte = [0];
-                random.read_exact(&mut byte).expect("it has no end");
-                let wait = within.mul_f64(f64::from(byte[0]) / 255.0);
-                std::thread::park_timeout(wait);
-                proxy.cut();
-            }
-        });
-        Self { stop, thread: Some(thread) }
+impl Trouble {
+    const ALL: [Self; 3] = [Self::Cuts, Self::KilledListeners, Self::Upgrades];
+}
+
+/// Clients with a home of their own, whose links go through a proxy: they know nothing of what is done to
+/// the server meanwhile.
+struct Clients {
+    home: Home,
+    target: String,
+}
+
+impl Clients {
+    fn run(&self, words: &[&str]) -> Run {
+        let (key, known_hosts) = (self.home.key(), self.home.known_hosts());
+        let options = ["-F", "/dev/null", "-i"].map(Into::into).into_iter();
+        let options = options.chain([key, "--known-hosts".into(), known_hosts]);
+        self.home.afar(["run"]).args(options).arg(&self.target).args(words)
     }
 }
 
-impl Drop for Cutter {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take().expect("it is joined once");
-        thread.thread().unpark();
-        thread.join().expect("the cutter does not panic");
+/// A server that its own clients reach through a proxy.
+struct Rig {
+    host: Host,
+    proxy: Proxy,
+    clients: Clients,
+    random: Random,
+}
+
+impl Rig {
+    fn start(seed: u64) -> Self {
+        let (ours, clients) = (Home::new(), Home::new());
+        let keys = [ours.key(), clients.key()].map(|key| Home::public_line(&key)).concat();
+        let host = Host::builder_in(ours).authorized_keys(&keys).start();
+        let proxy = Proxy::start(host.address());
+        clients.trust(proxy.address(), &host.host_key());
+        let target = host.target_via(proxy.address());
+        Self { host, proxy, clients: Clients { home: clients, target }, random: Random::new(seed) }
+    }
+
+    /// Has several threads do what `work` does, until all of them have; `trouble` comes meanwhile, at
+    /// moments that the seed decides. Returns how often.
+    fn while_in(
+        &mut self,
+        trouble: Trouble,
+        within: Duration,
+        threads: usize,
+        work: impl Fn(&Clients) + Sync,
+    ) -> u64 {
+        let Self { host, proxy, clients, random } = self;
+        let (at_work, all) = channel::<()>();
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                let (at_work, work, clients) = (at_work.clone(), &work, &*clients);
+                scope.spawn(move || {
+                    work(clients);
+                    drop(at_work);
+                });
+            }
+            drop(at_work);
+            let mut times = 0;
+            while all.recv_timeout(within.mul_f64(fraction(random)))
+                == Err(RecvTimeoutError::Timeout)
+            {
+                times += 1;
+                befall(trouble, times, host, proxy);
+            }
+            times
+        })
+    }
+}
+
+fn fraction(random: &mut Random) -> f64 {
+    let mut byte = [0];
+    random.read_exact(&mut byte).expect("it has no end");
+    f64::from(byte[0]) / 255.0
+}
+
+fn befall(trouble: Trouble, times: u64, host: &mut Host, proxy: &Proxy) {
+    match trouble {
+        Trouble::Cuts => proxy.cut(),
+        Trouble::KilledListeners => {
+            host.listener().kill();
+            if times.is_multiple_of(2) {
+                proxy.cut();
+            }
+            host.restart_listener();
+            proxy.redirect(host.address());
+        }
+        Trouble::Upgrades => {
+            let told = host.afar(["serve", "--upgrade"]).output();
+            assert!(told.success().error_text().contains("process"), "{told:?}");
+        }
     }
 }
 
@@ -54,88 +130,119 @@ fn verified(outcome: &Value) -> (&Value, &Value) {
     (&outcome["verified"], &outcome["phase"])
 }
 
-#[test]
-fn fault_65_67_commands_over_links_that_are_cut_at_random_start_once_and_arrive_whole() {
-    let host = Host::start();
-    // A supervisor vouches for nothing that is older than it is, less a margin of five seconds: a
-    // request that is lost within that time is honestly unknown (`J-1.6`).
-    host.run(["--", "sleep", "6"]).output().success();
-    let proxy = Arc::new(Proxy::start(host.address()));
-    host.trust(proxy.address(), &host.host_key());
-    let target = host.target_via(proxy.address());
-    let counts = host.file("counts");
-    let counts = counts.to_str().expect("the rig's paths are UTF-8");
-    let commands = usize::try_from(size(60, 10_000)).expect("it is small");
-    let next = AtomicUsize::new(0);
-    let reconnects = AtomicUsize::new(0);
-    let cutter = Cutter::start(&proxy, 67, Duration::from_millis(250));
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= commands {
-                        return;
-                    }
-                    let (id, result) = (format!("job-{number}"), host.file(format!("r{number}")));
-                    let script = format!("echo {number} >> {counts}; cat; echo out {number}");
-                    // A login that was cut before the request could have left says so.
-                    loop {
-                        let result = result.to_str().expect("the rig's paths are UTF-8");
-                        let words = ["--id", &id, "--result", result, "-c", &script];
-                        let run = host.run_at(&target, words).stdin(format!("in {number}\n"));
-                        let output = run.output();
-                        let outcome = host.json(&format!("r{number}"));
-                        if outcome["started"] == "no" {
-                            continue;
-                        }
-                        assert_eq!(output.success().text(), format!("in {number}\nout {number}\n"));
-                        assert_eq!(verified(&outcome), (&"whole".into(), &"done".into()));
-                        let times = outcome["reconnects"].as_u64().expect("a number");
-                        let times = usize::try_from(times).expect("it is small");
-                        reconnects.fetch_add(times, Ordering::Relaxed);
-                        break;
-                    }
-                }
-            });
-        }
-    });
-    drop(cutter);
-    assert!(reconnects.into_inner() > 0, "the cuts met nobody");
-    let text = std::fs::read_to_string(counts).expect("every start has written to it");
-    let mut starts: BTreeMap<&str, u32> = BTreeMap::new();
-    for line in text.lines() {
-        *starts.entry(line).or_default() += 1;
+fn count(outcome: &Value) -> u64 {
+    outcome["reconnects"].as_u64().expect("a number")
+}
+
+/// Says what a long run has shown, past the capturing of tests' output.
+fn note(said: &str) {
+    if std::env::var_os("AFAR_SOAK").is_some() {
+        let _ = writeln!(std::io::stderr(), "{said}");
     }
-    assert_eq!(starts.len(), commands);
-    let twice: Vec<_> = starts.iter().filter(|(_, count)| **count != 1).collect();
-    assert!(twice.is_empty(), "{twice:?}");
+}
+
+/// Runs one command until it was started: a login that was cut before the request could have left says
+/// that it was not. Returns the reconnects.
+fn run_whole(clients: &Clients, id: &str, counts: &Path) -> u64 {
+    let result = clients.home.file(id);
+    let words = ["--id", id, "--result", result.to_str().expect("the rig's paths are UTF-8")];
+    let script = format!("echo {id} >> {}; cat; echo out {id}", counts.display());
+    loop {
+        let run = clients.run(&[words.as_slice(), &["-c", &script]].concat());
+        let output = run.stdin(format!("in {id}\n")).output();
+        let outcome = clients.home.json(id);
+        if outcome["started"] == "no" {
+            continue;
+        }
+        assert_eq!(output.success().text(), format!("in {id}\nout {id}\n"));
+        assert_eq!(verified(&outcome), (&"whole".into(), &"done".into()));
+        std::fs::remove_file(&result).expect("it was read");
+        return count(&outcome);
+    }
 }
 
 #[test]
-fn fault_67_long_streams_over_links_that_are_cut_at_random_arrive_whole_in_both_directions() {
-    let host = Host::start();
-    host.run(["--", "true"]).output().success();
-    let proxy = Arc::new(Proxy::start(host.address()));
-    host.trust(proxy.address(), &host.host_key());
-    let bytes = size(48 << 20, 1 << 30);
-    let result = host.file("result");
-    let result = result.to_str().expect("the rig's paths are UTF-8");
-    let target = host.target_via(proxy.address());
-    // There and back: the input and the output of one command.
-    let run = host.run_at(&target, ["--result", result, "--", "cat"]);
-    let run = run.stdin_from(Source::Random { seed: 1, bytes }).stdout_to(Sink::Digest);
-    let mut running = run.within(Duration::from_secs(size(120, 1800))).spawn();
-    for part in 1..4 {
-        running.digest_until(bytes / 4 * part);
-        proxy.cut();
+fn fault_55_65_67_commands_start_once_and_arrive_whole_whatever_happens_to_links_and_servers() {
+    let mut rig = Rig::start(67);
+    // A supervisor vouches for nothing that is older than it is, less a margin of five seconds: a
+    // request that is lost within that time is honestly unknown (`J-1.6`).
+    rig.clients.run(&["--", "sleep", "6"]).output().success();
+    let commands = size(40, 10_000);
+    for trouble in Trouble::ALL {
+        let began = Instant::now();
+        let counts = rig.host.file(format!("{trouble:?}"));
+        let (next, reconnects) = (AtomicU64::new(0), AtomicU64::new(0));
+        let times = rig.while_in(trouble, Duration::from_millis(size(250, 500)), 4, |clients| {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= commands {
+                    return;
+                }
+                let again = run_whole(clients, &format!("{trouble:?}-{number}"), &counts);
+                reconnects.fetch_add(again, Ordering::Relaxed);
+            }
+        });
+        let reconnects = reconnects.into_inner();
+        note(&format!(
+            "{commands} commands, {times} {trouble:?}, {reconnects} reconnects, {:.0?}",
+            began.elapsed()
+        ));
+        assert!(reconnects > 0, "{trouble:?}: nobody has noticed it");
+        let text = std::fs::read_to_string(counts).expect("every start has written to it");
+        let mut starts: BTreeMap<&str, u32> = BTreeMap::new();
+        for line in text.lines() {
+            *starts.entry(line).or_default() += 1;
+        }
+        assert_eq!(starts.len(), usize::try_from(commands).expect("it is small"));
+        let twice: Vec<_> = starts.iter().filter(|(_, count)| **count != 1).collect();
+        assert!(twice.is_empty(), "{trouble:?}: {twice:?}");
     }
-    let output = running.wait();
-    let expected = Digest::read(std::io::Read::take(Random::new(1), bytes));
-    assert_eq!(output.success().digest, Some(expected));
-    let outcome = host.json("result");
-    assert_eq!(verified(&outcome), (&"whole".into(), &"done".into()));
-    assert!(outcome["reconnects"].as_u64() >= Some(2), "{outcome}");
+    upgrades_succeeded(&rig.host);
+}
+
+#[test]
+fn fault_55_67_long_streams_arrive_whole_in_both_directions_whatever_happens() {
+    let mut rig = Rig::start(1);
+    rig.clients.run(&["--", "true"]).output().success();
+    let (bytes, streams) = (size(24 << 20, 1 << 30), 3);
+    let expected = Digest::read(Random::new(1).take(bytes));
+    for trouble in Trouble::ALL {
+        let began = Instant::now();
+        let (next, reconnects) = (AtomicU64::new(0), AtomicU64::new(0));
+        let within = Duration::from_millis(size(500, 4000));
+        let times = rig.while_in(trouble, within, streams, |clients| {
+            let name = format!("{trouble:?}-{}", next.fetch_add(1, Ordering::Relaxed));
+            let result = clients.home.file(&name);
+            let result = result.to_str().expect("the rig's paths are UTF-8");
+            // There and back: the input and the output of one command. A login that was cut is none.
+            loop {
+                let run = clients.run(&["--result", result, "--", "cat"]);
+                let run = run.stdin_from(Source::Random { seed: 1, bytes }).stdout_to(Sink::Digest);
+                let output = run.within(Duration::from_secs(size(60, 1800))).output();
+                let outcome = clients.home.json(&name);
+                if outcome["started"] == "no" {
+                    continue;
+                }
+                assert_eq!(output.success().digest.as_ref(), Some(&expected));
+                assert_eq!(verified(&outcome), (&"whole".into(), &"done".into()));
+                reconnects.fetch_add(count(&outcome), Ordering::Relaxed);
+                return;
+            }
+        });
+        let reconnects = reconnects.into_inner();
+        note(&format!(
+            "{streams} streams of {bytes} bytes, {times} {trouble:?}, {reconnects} reconnects, {:.0?}",
+            began.elapsed()
+        ));
+        assert!(reconnects > 0, "{trouble:?}: nobody has noticed it");
+    }
+    upgrades_succeeded(&rig.host);
+}
+
+#[track_caller]
+fn upgrades_succeeded(host: &Host) {
+    let log = host.log();
+    assert!(log.contains("went on after an upgrade") && !log.contains("not upgraded"), "{log}");
 }
 
 #[test]
