@@ -12,6 +12,13 @@ pub(crate) struct Backoff {
     failures: u32,
 }
 
+/// Anything between nothing and `span`. `random` is any number, each as likely as another.
+pub(crate) fn spread(random: u64, span: Duration) -> Duration {
+    // The fraction has 32 bits, far finer than any timer.
+    let fraction = u32::try_from(random >> 32).unwrap_or(u32::MAX);
+    span.mul_f64(f64::from(fraction) / f64::from(u32::MAX))
+}
+
 /// The ceiling of the first wait: long enough to spread many clients, short for one of them.
 const FIRST_CEILING: Duration = Duration::from_secs(1);
 
@@ -20,10 +27,7 @@ impl Backoff {
     pub(crate) fn next_delay(&mut self, random: u64) -> Duration {
         let ceiling = self.ceiling();
         self.failures = self.failures.saturating_add(1);
-        let span = ceiling.saturating_sub(RECONNECT_DELAY_MIN);
-        // The fraction has 32 bits, far finer than any timer.
-        let fraction = u32::try_from(random >> 32).unwrap_or(u32::MAX);
-        RECONNECT_DELAY_MIN + span.mul_f64(f64::from(fraction) / f64::from(u32::MAX))
+        RECONNECT_DELAY_MIN + spread(random, ceiling.saturating_sub(RECONNECT_DELAY_MIN))
     }
 
     fn ceiling(self) -> Duration {

@@ -66,7 +66,7 @@ pub(crate) async fn connect(
             if error.started() == Started::Unknown && is_lost_link(&error) =>
         {
             let Some(reconnector) = reconnector(client, way, proved) else { return Err(error) };
-            let (session, job) = Session::spawn_lost(&name, spec, sent_at, reconnector);
+            let (session, job) = Session::spawn_lost(&name, (spec, sent_at), reconnector, &error);
             Ok((session, Some(job)))
         }
         (Err(Failed { error, .. }), _) => Err(error),

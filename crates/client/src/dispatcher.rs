@@ -30,7 +30,7 @@ use crate::job::{Chunk, JobEvent};
 use crate::session::{JobKey, Reply, Request};
 pub(crate) use job_state::JobState;
 use jobs::{Jobs, Question};
-use outage::{Outage, is_for_good, is_worth_a_retry};
+use outage::{Loss, Outage, is_for_good, is_progress, is_worth_a_retry};
 
 /// Requests that are handled before the connection has its turn, so that what they cause leaves in
 /// one write.
@@ -63,8 +63,11 @@ pub(crate) struct Dispatcher {
     jobs: Jobs,
     /// `None` if a link that is lost stays lost.
     reconnector: Option<Reconnector>,
-    /// `Some` from the loss of a link until the server has said something on another one.
+    /// `Some` from the loss of a link until there is one again that serves: a server that only
+    /// greets ends no outage, or one that dies of what it is asked would be asked for ever.
     outage: Option<Outage>,
+    /// How the link was lost that nobody has needed since.
+    lost: Option<Loss>,
 }
 
 /// Whether the task goes on.
@@ -89,18 +92,20 @@ impl Dispatcher {
         reconnector: Option<Reconnector>,
     ) -> Self {
         let link = Link::Up(Box::new(driver));
-        Self { link, requests, jobs: Jobs::new(target), reconnector, outage: None }
+        Self { link, requests, jobs: Jobs::new(target), reconnector, outage: None, lost: None }
     }
 
-    /// One whose first connection was lost within the login, when its request may have left already.
+    /// One whose first connection was lost within the login, so, when its request may have left
+    /// already.
     pub(crate) fn lost(
         requests: mpsc::UnboundedReceiver<Request>,
         target: Arc<str>,
         reconnector: Reconnector,
+        error: &Error,
     ) -> Self {
         let jobs = Jobs::new(target);
-        let reconnector = Some(reconnector);
-        Self { link: Link::Down, requests, jobs, reconnector, outage: None }
+        let (reconnector, lost) = (Some(reconnector), Some(Loss::in_login(error)));
+        Self { link: Link::Down, requests, jobs, reconnector, outage: None, lost }
     }
 
     /// Takes charge of a job that was asked for already, on this channel if the link is up.
@@ -110,9 +115,7 @@ impl Dispatcher {
 
     /// Runs until the connection has ended for good or nobody holds a handle to it any more.
     pub(crate) async fn run(mut self) {
-        if let Link::Down = self.link {
-            self.begin_outage(ConnectionError::Cut);
-        }
+        self.make_a_link_if_wanted();
         loop {
             let requests = &mut self.requests;
             let turn = match &mut self.link {
@@ -173,12 +176,17 @@ impl Dispatcher {
                 Err(mpsc::error::TryRecvError::Disconnected) => next = None,
             }
         }
+        self.make_a_link_if_wanted();
+        Flow::Continue
+    }
+
+    fn make_a_link_if_wanted(&mut self) {
         if let Link::Down = self.link
             && self.jobs.want_a_link()
         {
-            self.begin_outage(ConnectionError::Cut);
+            let lost = self.lost.take().unwrap_or(Loss::from(ConnectionError::Cut));
+            self.begin_outage(lost);
         }
-        Flow::Continue
     }
 
     fn say_goodbye(&mut self) -> Flow {
@@ -316,11 +324,16 @@ impl Dispatcher {
     // Events.
 
     fn handle_event(&mut self, event: Event) -> Flow {
+        if is_progress(&event) {
+            self.outage = None;
+        }
         match event {
             Event::Ready(hello) => {
                 self.jobs.has_sessions = hello.features.iter().any(|name| name == FEATURE_SESSION);
                 self.jobs.handle_ready(hello.incarnation, self.outage.is_some());
-                self.outage = None;
+                if let Some(outage) = &mut self.outage {
+                    outage.ready();
+                }
             }
             Event::Opened { channel, opened } => self.handle_opened(channel, opened),
             Event::Attached { channel, attached } => self.handle_attached(channel, &attached),
@@ -410,35 +423,37 @@ impl Dispatcher {
         let Link::Up(mut driver) = std::mem::replace(&mut self.link, Link::Down) else {
             return Flow::Continue;
         };
+        let held_or_rests = |outage: &mut Outage| outage.has_held() || !self.jobs.want_a_link();
+        self.outage.take_if(held_or_rests);
         // Between two links everything that is no fault of the server's is a failed attempt.
         let again = self.reconnector.is_some()
             && match &self.outage {
-                Some(outage) => outage.is_worth_another(&error),
-                None => is_worth_a_retry(&error, self.jobs.ready),
+                Some(outage) if !outage.is_ready() => outage.is_worth_another(&error),
+                _ => is_worth_a_retry(&error, self.jobs.ready),
             };
         if !again {
             self.jobs.fail_all(&error, None);
             return Flow::End;
         }
         self.jobs.lose_channels(driver.connection(), &error);
-        if self.jobs.want_a_link() {
-            self.begin_outage(error);
-        }
+        self.lost = Some(Loss::from(error));
+        self.make_a_link_if_wanted();
         Flow::Continue
     }
 
     /// Sets out for another connection.
-    fn begin_outage(&mut self, cause: ConnectionError) {
+    fn begin_outage(&mut self, lost: Loss) {
         let Some(reconnector) = &mut self.reconnector else { return };
-        if self.outage.is_none() {
-            self.jobs.tell_all_lost(&cause);
-        }
-        let limit = reconnector.limit;
-        let outage = self.outage.get_or_insert_with(|| Outage::new(Instant::now(), limit));
-        let at_once = matches!(&cause, ConnectionError::PeerClosed(goodbye)
-            if goodbye.code == GoodbyeCode::Restart);
-        outage.failed(cause);
-        match outage.next_attempt(at_once) {
+        self.jobs.tell_all_lost(lost.told());
+        let gives_way = lost.gives_way();
+        let outage = match &mut self.outage {
+            Some(outage) => {
+                outage.lost_again(&lost);
+                outage
+            }
+            None => self.outage.insert(Outage::new(Instant::now(), reconnector.limit, lost)),
+        };
+        match outage.next_attempt(gives_way) {
             Some(at) => {
                 let connecting = (reconnector.connect)();
                 let deadline = outage.deadline();

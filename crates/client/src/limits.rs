@@ -22,5 +22,8 @@ pub(crate) const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 /// The longest (`J-4.1`).
 pub(crate) const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(30);
 
+/// The longest wait where the server has said that another process takes its place (`J-4.3`).
+pub(crate) const RECONNECT_SPREAD: Duration = Duration::from_millis(500);
+
 /// For how long a client tries to make a lost connection again if nothing else is said (`J-4.1`).
 pub const RECONNECT_FOR: Duration = Duration::from_secs(600);

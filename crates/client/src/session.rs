@@ -131,13 +131,13 @@ impl Session {
     /// became of it is found out on the next one.
     pub(crate) fn spawn_lost(
         target: &str,
-        spec: OpenSpec,
-        sent_at: Instant,
+        (spec, sent_at): (OpenSpec, Instant),
         reconnector: Reconnector,
+        error: &Error,
     ) -> (Self, Job) {
         let (requests, receiver) = requests();
         let target: Arc<str> = target.into();
-        let mut dispatcher = Dispatcher::lost(receiver, Arc::clone(&target), reconnector);
+        let mut dispatcher = Dispatcher::lost(receiver, Arc::clone(&target), reconnector, error);
         let (job, wires) = Job::new(0, spec.job.clone(), spec.stdin, requests.clone());
         dispatcher.adopt(0, None, JobState::opened_already(spec, sent_at, wires));
         (Self::over(dispatcher, requests, target), job)

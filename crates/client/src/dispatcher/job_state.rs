@@ -251,9 +251,9 @@ impl JobState {
         }
     }
 
-    pub(super) fn disconnected(&mut self, cause: &ConnectionError) {
+    pub(super) fn disconnected(&mut self, cause: &str) {
         if !std::mem::replace(&mut self.away, true) {
-            self.tell(JobEvent::Disconnected { cause: escaped(cause) });
+            self.tell(JobEvent::Disconnected { cause: cause.to_owned() });
         }
     }
 
@@ -632,10 +632,6 @@ fn since_boot() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
-}
-
-fn escaped(error: &ConnectionError) -> String {
-    afar_core::escape::escape_for_terminal(error.to_string().as_bytes())
 }
 
 #[cfg(test)]

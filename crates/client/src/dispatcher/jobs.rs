@@ -259,7 +259,7 @@ impl Jobs {
         }
     }
 
-    pub(super) fn tell_all_lost(&mut self, cause: &ConnectionError) {
+    pub(super) fn tell_all_lost(&mut self, cause: &str) {
         for (_, state) in self.states.values_mut() {
             state.disconnected(cause);
         }
