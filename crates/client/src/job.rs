@@ -169,7 +169,8 @@ impl Job {
     }
 
     /// Sends a signal, by its name without `SIG`, once to the job's process group. Before the job
-    /// has started it is kept until then; after its end it does nothing.
+    /// has started, and while there is no link, it is kept until then, each name once, like a
+    /// signal that is pending (signal(7)); after the job's end it does nothing.
     pub fn signal(&self, name: &str) {
         self.requests.send(Request::Signal { job: self.key, name: name.to_owned() });
     }

@@ -16,6 +16,10 @@ pub(crate) const EVENT_BLOCK_BYTES: usize = 64 * 1024;
 /// acknowledgement.
 pub(crate) const INPUT_PIECE_COPIED_BYTES: usize = 4 * 1024;
 
+/// Signals of a job that wait for a link, or for the server's answer on it (`J-4.5`): more than any
+/// system has.
+pub(crate) const SIGNALS_WAITING_MAX: usize = 64;
+
 /// The least wait before an attempt to make a lost connection again (`J-4.1`).
 pub(crate) const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::input::Input;
 use crate::error::Error;
 use crate::job::{Finished, JobEvent, JobWires};
+use crate::limits::SIGNALS_WAITING_MAX;
 use crate::outcome::{Outcome, Verified};
 
 /// Said of a job that was asked for again with less input than it has got.
@@ -77,8 +78,10 @@ pub(crate) struct JobState {
     started_at_us: Option<u64>,
     /// `Some` iff the server said that the process has ended.
     exit: Option<ExitReport>,
-    /// Signals that wait for the start, or for a link.
+    /// Signals that wait for the server's answer on this link, or for a link; each once.
     signals: Vec<String>,
+    /// Whether the server has answered on the present channel.
+    answered_here: bool,
     /// Output streams that nobody wants.
     stopped: Vec<Stream>,
     /// Output streams whose end was told.
@@ -140,6 +143,7 @@ impl JobState {
             started_at_us: None,
             exit: None,
             signals: Vec::new(),
+            answered_here: false,
             stopped: Vec::new(),
             ended: Vec::new(),
             gaps: BTreeMap::new(),
@@ -221,6 +225,7 @@ impl JobState {
                 connection.attach(attach, streams)?
             }
         };
+        self.answered_here = false;
         // A stream that nobody wants must be read by nobody's waiting for it, either.
         if let Some(mut channel) = connection.channel(channel) {
             self.stopped.iter().for_each(|stream| channel.stop(*stream));
@@ -275,8 +280,10 @@ impl JobState {
 
     pub(super) fn signal(&mut self, channel: Option<Channel<'_>>, name: String) {
         match channel {
-            Some(mut channel) if self.started => channel.signal(&name),
-            // A server has nothing to signal before the start.
+            Some(mut channel) if self.answered_here => channel.signal(&name),
+            // A server has nothing to signal before the start, and knows of no attachment before it
+            // has granted it (`J-4.5`).
+            _ if self.signals.len() >= SIGNALS_WAITING_MAX || self.signals.contains(&name) => {}
             _ => self.signals.push(name),
         }
     }
@@ -362,6 +369,7 @@ impl JobState {
 
     fn answered(&mut self) {
         self.started = true;
+        self.answered_here = true;
         let attach = match &self.asked {
             Asked::Open { .. } => Attach::new(self.id.clone(), BTreeMap::new()),
             Asked::Attach(attach) | Asked::Answered(attach) => Attach {

@@ -2,6 +2,7 @@
 
 mod outages;
 mod repeated;
+mod signals;
 
 use afar_proto::connection::OpenError;
 use afar_proto::message::{
@@ -567,23 +568,6 @@ async fn a_stream_that_nobody_wants_stays_unwanted() {
     peer.go_on(channel, &spec.job, 6, None);
     assert_eq!(peer.until(stopped).await, Stream::Stdout);
     drop(job);
-}
-
-#[tokio::test(start_paused = true)]
-async fn signals_wait_for_the_next_link() {
-    let (session, mut peer, links) = linked();
-    let (mut job, _, spec) = running(&session, &mut peer).await;
-    drop(peer);
-    until(&mut job, "disconnected").await;
-    job.signal("HUP");
-    let mut peer = links.next();
-    let (channel, _) = peer.attach().await;
-    peer.go_on(channel, &spec.job, 6, None);
-    let signal = peer.until(|event| match event {
-        Event::Signal { signal, .. } => Some(signal.name),
-        _ => None,
-    });
-    assert_eq!(signal.await, "HUP");
 }
 
 #[tokio::test(start_paused = true)]
