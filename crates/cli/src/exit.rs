@@ -1,17 +1,18 @@
 //! Exit statuses: what afar ends with, all of it.
 //!
-//! | status | of `run` and `demo` |
+//! | status | of `run`, `demo`, `attach` and `wait` |
 //! | --- | --- |
 //! | 0–255 | the command's own status, as it is |
 //! | 128+N | signal N ended the command |
 //! | 124 | `--timeout` ended it |
 //! | 126, 127 | it was not started: not executable, not found |
-//! | 130 | it was cancelled |
+//! | 130 | it was cancelled, and the server has said so |
 //! | 137 | the kernel ended it for want of memory |
 //! | 255 | afar itself failed (usage errors too), it was not started for another reason, or its end is not known |
 //!
-//! Every other command ends with 0, or 255 if it failed. A signal that ends afar before a command
-//! could be started ends it as that signal does.
+//! Every other command ends with 0, or 255 if it failed; `logs` whatever the job's end was. `repl`
+//! ends as the last command did. A signal that ends afar before a command could be started,
+//! or while it only looks on (`wait`, `logs`), ends it as that signal does.
 
 use std::process::ExitCode;
 

@@ -142,7 +142,8 @@ impl Outcome {
     }
 
     /// Adds what an exit report says.
-    pub(crate) fn with_exit(mut self, report: &ExitReport) -> Self {
+    #[must_use]
+    pub fn with_exit(mut self, report: &ExitReport) -> Self {
         self.end = report.end.clone();
         self.set_receipt(&report.receipt);
         self

@@ -21,7 +21,7 @@ pub(crate) fn cmd_attach(args: AttachArgs) -> Exit {
         verbosity: args.connect.verbosity(),
         argv: Vec::new(),
         // It was there before us, and whoever only came to look at it does not end it.
-        leaving: Leaving::Keeps,
+        leaving: Leaving::Returns,
         job_name: job_name(&found.target, &args.connect),
     };
     let job = found.job.clone();

@@ -9,7 +9,7 @@ use crate::args::{LogsArgs, Range, Since};
 use crate::commands::{FoundJob, with_signals};
 use crate::console::{Verbosity, fail, say};
 use crate::exit::Exit;
-use crate::run::{Output, Signals, say_gap};
+use crate::run::{Output, Signals, StatusLine, gap_line};
 
 /// Shows what is asked for. How the job ended is not this command's status.
 pub(crate) fn cmd_logs(args: LogsArgs) -> Exit {
@@ -55,6 +55,7 @@ async fn show(found: FoundJob, args: LogsArgs, mut signals: Signals) -> Exit {
     };
     let mut job = session.attach(attachment(job, &args));
     let mut output = Output::new();
+    let mut status_line = StatusLine::new(&target, args.connect.verbosity());
     let quiet = args.connect.verbosity() == Verbosity::Quiet;
     let mut shown = args.range.map(Shown::of);
     let mut exit = None;
@@ -87,10 +88,14 @@ async fn show(found: FoundJob, args: LogsArgs, mut signals: Signals) -> Exit {
             Some(JobEvent::Gap { stream, from, to }) => {
                 let wanted_to = args.range.and_then(|range| range.to).unwrap_or(to);
                 if !quiet && from < wanted_to {
-                    say_gap(session.target(), stream, from, to.min(wanted_to));
+                    let line = gap_line(session.target(), stream, from, to.min(wanted_to));
+                    status_line.say(&mut output, &line);
                 }
             }
+            Some(JobEvent::Disconnected { cause }) => status_line.show(&mut output, &cause),
+            Some(JobEvent::Reconnected) => status_line.clear(&mut output),
             Some(JobEvent::Finished(finished)) => {
+                status_line.clear(&mut output);
                 exit = Some(finished.error.as_ref().map_or(Exit::Status(0), fail));
             }
             Some(JobEvent::Detached) | None => exit = Some(Exit::Status(0)),

@@ -21,14 +21,17 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
         }
     };
     let client = settings.client().launcher(launch_supervisor).build();
-    let keeps = args.lasting.on_disconnect == Some(OnDisconnectWord::Keep);
     let options = RunOptions {
         stdin: !args.no_stdin && !args.lasting.detach && !stdin_is_null(),
         json: args.json,
         result: args.result,
         verbosity: args.connect.verbosity(),
         argv: args.argv.iter().map(|word| word.clone().into_vec()).collect(),
-        leaving: if keeps { Leaving::Keeps } else { Leaving::Cancels },
+        leaving: match args.lasting.on_disconnect {
+            Some(OnDisconnectWord::Keep) => Leaving::Keeps,
+            Some(OnDisconnectWord::Kill) => Leaving::Kills,
+            None => Leaving::Cancels,
+        },
         job_name: job_name(&target, &args.connect),
     };
     let mut command = command(args.command, args.argv).merge(args.merge);

@@ -29,7 +29,7 @@ use crate::console::{Verbosity, say, say_failure};
 use crate::exit::Exit;
 use crate::line_editor::{self, Line};
 use crate::prompt;
-use crate::run::{Output, Signals, say_end, say_note};
+use crate::run::{Output, Signals, note_line, say_end};
 use completion::LISTING_BYTES_MAX;
 
 use editor::{Lookup, Reader, Style};
@@ -312,8 +312,10 @@ impl Repl {
                 event = job.next(), if self.output.has_room() => match event {
                     Some(JobEvent::Started(opened)) => {
                         self.shell_pid = Some(opened.pid);
-                        if self.options.verbosity > Verbosity::Quiet {
-                            say_note(&self.target, &opened);
+                        if self.options.verbosity > Verbosity::Quiet
+                            && let Some(line) = note_line(&self.target, &opened)
+                        {
+                            say(&line);
                         }
                     }
                     Some(JobEvent::Output(chunk)) => {

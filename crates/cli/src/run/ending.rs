@@ -3,6 +3,7 @@
 use afar_client::{End, Error, Finished, JobId, Outcome, Phase, Started};
 use afar_sys::signals::Signal;
 
+use super::Known;
 use crate::console::{self, Verbosity};
 use crate::exit::Exit;
 
@@ -92,40 +93,37 @@ impl Ending {
         Self { exit: Exit::Signal(signal), remark: None, detached: true, ..left }
     }
 
-    /// The user has left. An end is not made up: what is cancelled is known to be only if there was a
-    /// server to be told. `place` is what other commands call the job.
+    /// The user has left a job, of which `known` is known. An end is not made up: what is not known
+    /// stays so. `place` is what other commands call the job.
     pub(super) fn left(
         target: &str,
         job: &JobId,
-        started_at_us: Option<u64>,
+        known: Option<&Known>,
         (left, place): (Left, &str),
     ) -> Self {
-        let mut outcome = unfinished(target, job, started_at_us);
-        let (did, wanted) = match left {
-            Left::Cancelled => ("left, and the command is cancelled".to_owned(), Verbosity::Normal),
-            Left::Alone => (format!("left, and the command goes on: {place}"), Verbosity::Quiet),
-            Left::Away => (
-                format!("left without a connection, so the command goes on; {}", ends_it(place)),
-                Verbosity::Quiet,
-            ),
+        let mut outcome = unfinished(target, job, known.and_then(|known| known.started_at_us));
+        let mut exit = Exit::Failed;
+        match left {
+            Left::Cancelled => {
+                outcome.end = End::Cancelled;
+                exit = Exit::Status(130);
+            }
             Left::Unanswered => {
                 outcome.phase = Phase::Spawn;
                 outcome.started = Started::Unknown;
-                let ends = ends_it(place);
-                (format!("left before the server had answered; {ends}"), Verbosity::Quiet)
             }
-        };
-        let exit = if left == Left::Cancelled {
-            outcome.end = End::Cancelled;
-            Exit::Status(130)
-        } else {
-            Exit::Failed
-        };
+            _ => {}
+        }
+        if let Some(report) = known.and_then(|known| known.exit.as_ref()) {
+            outcome = outcome.with_exit(report);
+            outcome.phase = Phase::Stream;
+        }
         let clause = console::started_clause(outcome.started);
-        let line = format!("{}: {did}; {clause}", outcome.phase.as_str());
-        if outcome.end == End::Unknown {
+        let line = format!("{}: {}; {clause}", outcome.phase.as_str(), left.describe(place));
+        if exit == Exit::Failed {
             outcome.error = Some(line.clone());
         }
+        let wanted = if left == Left::Cancelled { Verbosity::Normal } else { Verbosity::Quiet };
         Self { outcome, error: None, exit, remark: Some(Remark { line, wanted }), detached: false }
     }
 }
@@ -133,14 +131,50 @@ impl Ending {
 /// How the user has left a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Left {
-    /// The server ends it.
+    /// The server has said that it ends it.
     Cancelled,
+    /// The server was asked to end it, and has said nothing to that.
+    Unconfirmed,
     /// It was to go on.
     Alone,
     /// There was no connection over which it could have been ended.
     Away,
+    /// The same, for a job that a lost connection ends.
+    AwayToItsEnd,
+    /// The same, for a job of which is not known here whether it is one of those.
+    AwayFromAnothers,
+    /// Its process had ended, and not all of its output had come.
+    Ended,
     /// The server had not said that there is one.
     Unanswered,
+}
+
+impl Left {
+    fn describe(self, place: &str) -> String {
+        let ends = ends_it(place);
+        match self {
+            Self::Cancelled => "left, and the command is cancelled".to_owned(),
+            Self::Unconfirmed => format!(
+                "left, and the server was asked to end the command, but has not answered; {ends}"
+            ),
+            Self::Alone => format!("left, and the command goes on: {place}"),
+            Self::Away => {
+                format!("left without a connection, so nobody has ended the command; {ends}")
+            }
+            Self::AwayToItsEnd => format!(
+                "left without a connection; the server ends the command once it has noticed that \
+                 (--on-disconnect kill); {ends} before"
+            ),
+            Self::AwayFromAnothers => format!(
+                "left without a connection; the command goes on, unless it was started with \
+                 --on-disconnect kill: {place}"
+            ),
+            Self::Ended => {
+                "left before all output of the command had come; it has ended".to_owned()
+            }
+            Self::Unanswered => format!("left before the server had answered; {ends}"),
+        }
+    }
 }
 
 fn ends_it(place: &str) -> String {
@@ -158,10 +192,17 @@ fn unfinished(target: &str, job: &JobId, started_at_us: Option<u64>) -> Outcome 
 
 #[cfg(test)]
 mod tests {
+    use afar_client::{ExitReport, Receipt};
+
     use super::*;
 
-    fn left(left: Left, started_at_us: Option<u64>) -> Ending {
-        Ending::left("host", &JobId::new("j").unwrap(), started_at_us, (left, "ann@host/j"))
+    fn left(left: Left, known: Option<&Known>) -> Ending {
+        let job = JobId::new("j").unwrap();
+        Ending::left("host", &job, known, (left, "ann@host/j"))
+    }
+
+    fn known(exit: Option<ExitReport>) -> Known {
+        Known { job: JobId::new("j").unwrap(), started_at_us: Some(7), exit }
     }
 
     #[test]
@@ -199,20 +240,38 @@ mod tests {
 
     #[test]
     fn who_leaves_a_command_that_runs_has_cancelled_it() {
-        let ending = left(Left::Cancelled, Some(7));
+        let ending = left(Left::Cancelled, Some(&known(None)));
         assert_eq!((ending.outcome.started, ending.outcome.started_at), (Started::Yes, Some(7)));
         assert_eq!((&ending.outcome.end, ending.exit), (&End::Cancelled, Exit::Status(130)));
         assert_eq!(ending.remark.unwrap().wanted, Verbosity::Normal);
     }
 
     #[test]
-    fn who_leaves_a_command_that_goes_on_is_told_what_it_is_called() {
-        for how in [Left::Alone, Left::Away] {
-            let ending = left(how, Some(7));
-            assert_eq!((&ending.outcome.end, ending.exit), (&End::Unknown, Exit::Failed));
-            let remark = ending.remark.unwrap();
+    fn fault_66_an_end_that_nobody_has_confirmed_is_not_made_up() {
+        for how in
+            [Left::Unconfirmed, Left::Alone, Left::Away, Left::AwayToItsEnd, Left::AwayFromAnothers]
+        {
+            let ending = left(how, Some(&known(None)));
+            let Ending { outcome, exit, .. } = &ending;
+            assert_eq!((&outcome.end, outcome.started), (&End::Unknown, Started::Yes), "{how:?}");
+            assert_eq!((*exit, outcome.started_at), (Exit::Failed, Some(7)));
+            let remark = ending.remark.as_ref().unwrap();
             assert!(remark.line.contains("ann@host/j"), "{}", remark.line);
+            assert_eq!(outcome.error.as_ref(), Some(&remark.line));
             assert_eq!(remark.wanted, Verbosity::Quiet);
         }
+        let goes_on = |how| left(how, Some(&known(None))).remark.unwrap().line.contains("goes on");
+        assert!(goes_on(Left::Alone) && !goes_on(Left::Away) && !goes_on(Left::AwayToItsEnd));
+    }
+
+    #[test]
+    fn an_end_that_was_told_is_known_and_no_success_without_its_output() {
+        let (end, receipt) =
+            (End::Exited { code: 0 }, Receipt { wall_us: 5, ..Receipt::default() });
+        let ending =
+            left(Left::Ended, Some(&known(Some(ExitReport { end: end.clone(), receipt }))));
+        assert_eq!((&ending.outcome.end, ending.outcome.phase), (&end, Phase::Stream));
+        assert_eq!((ending.exit, ending.outcome.status()), (Exit::Failed, 255));
+        assert!(ending.outcome.wall_s.is_some());
     }
 }

@@ -6,6 +6,7 @@
 
 mod ending;
 mod events;
+mod leaving;
 mod output;
 mod report;
 mod result_file;
@@ -13,25 +14,28 @@ mod signals;
 mod status_line;
 mod stdin;
 
+pub(crate) use leaving::Leaving;
 pub(crate) use output::Output;
-pub(crate) use report::{say_end, say_gap, say_note};
+pub(crate) use report::{gap_line, note_line, say_end};
 pub(crate) use signals::Signals;
+pub(crate) use status_line::StatusLine;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use afar_client::{
-    Attached, Attachment, Client, Command, Error, Job, JobEvent, JobId, Phase, Session, Started,
-    Stream, Target,
+    Attached, Attachment, Client, Command, Error, ExitReport, Job, JobEvent, JobId, Phase, Session,
+    Started, Stream, Target,
 };
+
+use afar_sys::signals::Signal;
 
 use crate::console::{self, Verbosity, say};
 use crate::exit::Exit;
 use crate::prompt;
-use ending::{Ending, Left, Remark};
+use ending::{Ending, Remark};
 use result_file::ResultFile;
-use signals::Action;
-use status_line::StatusLine;
+use signals::{Action, ends_a_program};
 
 /// How one command is run, on the side of the person or script.
 #[derive(Debug)]
@@ -49,17 +53,6 @@ pub(crate) struct RunOptions {
     pub(crate) leaving: Leaving,
     /// How a job is named for other commands.
     pub(crate) job_name: JobName,
-}
-
-/// What becomes of a job that is left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Leaving {
-    /// It is ended.
-    Cancels,
-    /// It goes on.
-    Keeps,
-    /// It goes on, and any signal is meant for us and not for it.
-    AtOnce,
 }
 
 /// Says how a job of this id is named for other commands.
@@ -128,6 +121,7 @@ pub(crate) async fn execute(
         begun = begin(client, target, wanted, options.stdin) => match begun {
             Ok((session, job)) => {
                 let runner = Runner {
+                    session: &session,
                     job: Some(job),
                     output: &mut output,
                     signals: &mut signals,
@@ -174,6 +168,7 @@ async fn begin(
 
 /// Shows a job that runs.
 struct Runner<'a> {
+    session: &'a Session,
     job: Option<Job>,
     output: &'a mut Output,
     signals: &'a mut Signals,
@@ -192,6 +187,8 @@ struct Runner<'a> {
 struct Known {
     job: JobId,
     started_at_us: Option<u64>,
+    /// How the process has ended, if it was told.
+    exit: Option<ExitReport>,
 }
 
 impl Runner<'_> {
@@ -205,33 +202,50 @@ impl Runner<'_> {
             {
                 return self.with_local_failure(ending);
             }
+            let away = self.status_line.is_away();
             let Self { job, output, signals, ending, .. } = &mut self;
             let step = match job.as_mut().filter(|_| ending.is_none() && output.has_room()) {
                 Some(job) => tokio::select! {
                     event = job.next() => Step::Event(event),
-                    action = signals.next() => Step::Signal(action),
+                    action = signals.next(away) => Step::Signal(action),
                     () = output.changed() => Step::Output,
                 },
                 None => tokio::select! {
-                    action = signals.next() => Step::Signal(action),
+                    action = signals.next(away) => Step::Signal(action),
                     () = output.changed() => Step::Output,
                 },
             };
             match step {
                 Step::Event(Some(event)) => self.handle_event(event),
                 Step::Event(None) => self.ending = Some(self.broken_off()),
-                Step::Signal(Action::Forward(signal)) => {
-                    if self.options.leaving == Leaving::AtOnce {
-                        self.status_line.clear();
-                        return Ending::gone(self.leave(), signal);
-                    }
-                    if let Some(job) = &self.job {
-                        job.signal(&signal.name());
-                    }
+                Step::Signal(Action::Forward(signal) | Action::Keep(signal))
+                    if self.options.leaving == Leaving::AtOnce =>
+                {
+                    return Ending::gone(self.leave().await, signal);
                 }
-                Step::Signal(Action::Leave) => return self.leave(),
+                Step::Signal(Action::Forward(signal)) => self.pass_on(signal),
+                Step::Signal(Action::Keep(signal)) => {
+                    self.pass_on(signal);
+                    self.say_kept(signal);
+                }
+                Step::Signal(Action::Leave) => return self.leave().await,
                 Step::Output => {}
             }
+        }
+    }
+
+    fn pass_on(&self, signal: Signal) {
+        if let Some(job) = &self.job {
+            job.signal(&signal.name());
+        }
+    }
+
+    /// Says that a signal has not reached anybody yet.
+    fn say_kept(&mut self, signal: Signal) {
+        if self.options.verbosity > Verbosity::Quiet {
+            let again = if ends_a_program(signal) { "; a second one leaves" } else { "" };
+            let line = format!("{signal} is sent as soon as there is a connection again{again}");
+            self.status_line.say(self.output, &line);
         }
     }
 
@@ -241,30 +255,40 @@ impl Runner<'_> {
         }
         match event {
             JobEvent::Started(opened) => {
-                if self.options.verbosity > Verbosity::Quiet {
-                    say_note(&self.target, &opened);
+                if self.options.verbosity > Verbosity::Quiet
+                    && let Some(line) = note_line(&self.target, &opened)
+                {
+                    self.status_line.say(self.output, &line);
                 }
                 let started_at_us = Some(opened.started_at_us);
-                self.begin(Known { job: opened.job, started_at_us });
+                self.begin(Known { job: opened.job, started_at_us, exit: None });
             }
             JobEvent::Attached(attached) => {
                 let Attached { job, started_at_us, .. } = attached;
-                self.begin(Known { job, started_at_us });
+                self.begin(Known { job, started_at_us, exit: None });
             }
             JobEvent::Output(chunk) if !self.options.json => {
                 self.output.push(chunk.stream, chunk.bytes);
             }
             JobEvent::Gap { stream, from, to } if self.options.verbosity > Verbosity::Quiet => {
-                say_gap(&self.target, stream, from, to);
+                self.status_line.say(self.output, &gap_line(&self.target, stream, from, to));
             }
-            JobEvent::Disconnected { cause } => self.status_line.show(&cause),
-            JobEvent::Reconnected => self.status_line.clear(),
+            JobEvent::Disconnected { cause } => self.status_line.show(self.output, &cause),
+            JobEvent::Reconnected => {
+                self.status_line.clear(self.output);
+                self.signals.reconnected();
+            }
+            JobEvent::Exit(report) => {
+                if let Some(known) = &mut self.known {
+                    known.exit = Some(report);
+                }
+            }
             JobEvent::Finished(finished) => {
-                self.status_line.clear();
+                self.status_line.clear(self.output);
                 self.ending = Some(Ending::finished(*finished));
             }
             JobEvent::Detached => {
-                self.status_line.clear();
+                self.status_line.clear(self.output);
                 self.ending = Some(self.detached());
             }
             _ => {}
@@ -323,31 +347,6 @@ impl Runner<'_> {
             ending.remark = Some(Remark { line, wanted: Verbosity::Quiet });
         }
         ending
-    }
-
-    fn leave(mut self) -> Ending {
-        // Whatever has come to an end meanwhile is the truth, even if nobody reads our output.
-        if let Some(ending) = self.ending.take() {
-            return ending;
-        }
-        let away = self.status_line.is_away();
-        self.status_line.clear();
-        let Some(job) = self.job.take() else { return self.broken_off() };
-        let id = self.known.as_ref().map_or_else(|| job.id().clone(), |known| known.job.clone());
-        let place = (self.options.job_name.0)(&id);
-        let started_at_us = self.known.as_ref().and_then(|known| known.started_at_us);
-        let left = match self.options.leaving {
-            _ if self.known.is_none() => Left::Unanswered,
-            Leaving::Keeps | Leaving::AtOnce => {
-                job.detach();
-                Left::Alone
-            }
-            // Dropping the job cancels it, but there is nobody who could be told.
-            Leaving::Cancels if away => Left::Away,
-            Leaving::Cancels => Left::Cancelled,
-        };
-        drop(job);
-        Ending::left(&self.target, &id, started_at_us, (left, &place))
     }
 }
 

@@ -17,6 +17,7 @@ use bytes::{Buf as _, Bytes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
+use rustix::termios::isatty;
 use tokio::sync::Notify;
 
 use super::stdin::is_null_device;
@@ -45,6 +46,10 @@ pub(crate) struct Output {
     stderr: Option<Lane>,
     /// Streams whose reader went away, or that failed otherwise: nothing more is written.
     failed: [bool; 2],
+    /// Whether stdout and stderr are terminals; `None` until it was found out.
+    terminals: [Option<bool>; 2],
+    /// Whether the command has left a line on a terminal without an end.
+    mid_line: bool,
     changed: Arc<Notify>,
 }
 
@@ -61,6 +66,8 @@ impl Output {
             stdout: lane(),
             stderr: (!same_file(descriptors)).then(lane),
             failed: [false; 2],
+            terminals: [None; 2],
+            mid_line: false,
             changed,
         }
     }
@@ -70,6 +77,31 @@ impl Output {
         if bytes.is_empty() || self.has_failed(stream) {
             return;
         }
+        if self.is_terminal(stream) {
+            self.mid_line = !bytes.ends_with(b"\n");
+        }
+        self.enqueue(stream, bytes);
+    }
+
+    /// Writes a text of our own to stderr, behind what the command has written; on a terminal on a
+    /// line of its own. `same_line` is whether it goes on with our last one in place of that.
+    pub(super) fn push_own(&mut self, text: &str, same_line: bool) {
+        if self.has_failed(Stream::Stderr) {
+            return;
+        }
+        let ends_line = self.is_terminal(Stream::Stderr) && !same_line && self.mid_line;
+        self.mid_line &= !ends_line;
+        let before = if ends_line { "\r\n" } else { "" };
+        self.enqueue(Stream::Stderr, format!("{before}{text}").into());
+    }
+
+    fn is_terminal(&mut self, stream: Stream) -> bool {
+        let fd = descriptor(self.stdout.shared.descriptors, stream);
+        let known = self.terminals.get_mut(slot(stream));
+        known.is_some_and(|known| *known.get_or_insert_with(|| isatty(fd)))
+    }
+
+    fn enqueue(&mut self, stream: Stream, bytes: Bytes) {
         let lane = match (&mut self.stderr, stream) {
             (Some(stderr), Stream::Stderr) => stderr,
             _ => &mut self.stdout,

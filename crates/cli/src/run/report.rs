@@ -22,22 +22,16 @@ pub(super) fn say_error(error: &Error, argv: &[Vec<u8>]) {
     say_failure(error, hint.as_deref());
 }
 
-/// Says what the server wants a person to know about the start.
-pub(crate) fn say_note(target: &str, opened: &Opened) {
-    if let Some(line) = note_line(target, opened) {
-        say(&line);
-    }
-}
-
-fn note_line(target: &str, opened: &Opened) -> Option<String> {
+/// What the server wants a person to know about the start.
+pub(crate) fn note_line(target: &str, opened: &Opened) -> Option<String> {
     let note = bounded_message(opened.note.as_deref()?);
     Some(format!("{target}: {}", escape_for_terminal(note.as_bytes())))
 }
 
-/// Says that bytes of the output are not there any more.
-pub(crate) fn say_gap(target: &str, stream: Stream, from: u64, to: u64) {
+/// That bytes of the output are not there any more.
+pub(crate) fn gap_line(target: &str, stream: Stream, from: u64, to: u64) -> String {
     let last = to.saturating_sub(1);
-    say(&format!("{target}: bytes {from} to {last} of {} are not there any more", stream.name()));
+    format!("{target}: bytes {from} to {last} of {} are not there any more", stream.name())
 }
 
 /// Says how a command ended, where its status alone does not.

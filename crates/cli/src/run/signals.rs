@@ -30,6 +30,8 @@ const FORWARDED: [Signal; 6] =
 pub(super) enum Action {
     /// Pass it on.
     Forward(Signal),
+    /// Pass it on when there is a connection, and say so.
+    Keep(Signal),
     /// Leave, and cancel the command.
     Leave,
 }
@@ -46,6 +48,8 @@ pub(crate) struct Signals {
 struct Decision {
     interrupts: VecDeque<Instant>,
     forwarded: Vec<Signal>,
+    /// Those that wait for a connection.
+    kept: Vec<Signal>,
 }
 
 impl Signals {
@@ -72,10 +76,16 @@ impl Signals {
         Ok(Self { streams, decision: Decision::default() })
     }
 
-    /// What the next signal asks for. Cancellation safe.
-    pub(super) async fn next(&mut self) -> Action {
+    /// What the next signal asks for; `away` is whether there is no connection now. Cancellation
+    /// safe.
+    pub(super) async fn next(&mut self, away: bool) -> Action {
         let signal = self.receive().await;
-        self.decision.decide(signal, Instant::now())
+        self.decision.decide(signal, Instant::now(), away)
+    }
+
+    /// There is a connection again, and what was kept is on its way.
+    pub(super) fn reconnected(&mut self) {
+        self.decision.kept.clear();
     }
 
     /// The next signal that would end a program by default, for the time when there is no command
@@ -103,7 +113,7 @@ impl Signals {
 }
 
 impl Decision {
-    fn decide(&mut self, signal: Signal, now: Instant) -> Action {
+    fn decide(&mut self, signal: Signal, now: Instant, away: bool) -> Action {
         if signal == Signal::INT {
             self.interrupts.push_back(now);
             while self.interrupts.front().is_some_and(|at| now.duration_since(*at) > LEAVE_WITHIN) {
@@ -121,8 +131,24 @@ impl Decision {
         if !self.forwarded.contains(&signal) {
             self.forwarded.push(signal);
         }
-        Action::Forward(signal)
+        if !away {
+            return Action::Forward(signal);
+        }
+        // It can't reach the command now, so who asks once more means this process.
+        match self.kept.contains(&signal) {
+            true if ends_a_program(signal) => Action::Leave,
+            true => Action::Forward(signal),
+            false => {
+                self.kept.push(signal);
+                Action::Keep(signal)
+            }
+        }
     }
+}
+
+/// Whether it is what people and their tools send to have a program end.
+pub(super) fn ends_a_program(signal: Signal) -> bool {
+    [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM].contains(&signal)
 }
 
 /// The signals that this process ignores, as it was started (proc_pid_status(5)); none if that
@@ -154,23 +180,36 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let mut decision = Decision::default();
         let forward = Action::Forward(Signal::INT);
-        assert_eq!(decision.decide(Signal::INT, at(0)), forward);
-        assert_eq!(decision.decide(Signal::INT, at(600)), forward);
-        assert_eq!(decision.decide(Signal::INT, at(1100)), forward);
-        assert_eq!(decision.decide(Signal::INT, at(1500)), Action::Leave);
+        assert_eq!(decision.decide(Signal::INT, at(0), false), forward);
+        assert_eq!(decision.decide(Signal::INT, at(600), false), forward);
+        assert_eq!(decision.decide(Signal::INT, at(1100), false), forward);
+        assert_eq!(decision.decide(Signal::INT, at(1500), false), Action::Leave);
     }
 
     #[test]
     fn a_second_polite_request_leaves_and_others_never_do() {
         let now = Instant::now();
         let mut decision = Decision::default();
-        assert_eq!(decision.decide(Signal::TERM, now), Action::Forward(Signal::TERM));
+        assert_eq!(decision.decide(Signal::TERM, now, false), Action::Forward(Signal::TERM));
         for _ in 0..5 {
-            assert_eq!(decision.decide(Signal::USR1, now), Action::Forward(Signal::USR1));
+            assert_eq!(decision.decide(Signal::USR1, now, false), Action::Forward(Signal::USR1));
         }
-        assert_eq!(decision.decide(Signal::HUP, now), Action::Forward(Signal::HUP));
-        assert_eq!(decision.decide(Signal::TERM, now), Action::Leave);
+        assert_eq!(decision.decide(Signal::HUP, now, false), Action::Forward(Signal::HUP));
+        assert_eq!(decision.decide(Signal::TERM, now, false), Action::Leave);
         assert_eq!(decision.forwarded, [Signal::TERM, Signal::USR1, Signal::HUP]);
+    }
+
+    #[test]
+    fn without_a_connection_a_second_request_to_end_leaves() {
+        let now = Instant::now();
+        for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM] {
+            let mut decision = Decision::default();
+            assert_eq!(decision.decide(signal, now, true), Action::Keep(signal));
+            assert_eq!(decision.decide(Signal::USR1, now, true), Action::Keep(Signal::USR1));
+            // The command will be sent that one, and once: it is pending.
+            assert_eq!(decision.decide(Signal::USR1, now, true), Action::Forward(Signal::USR1));
+            assert_eq!(decision.decide(signal, now + 2 * LEAVE_WITHIN, true), Action::Leave);
+        }
     }
 
     #[test]

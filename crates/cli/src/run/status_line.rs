@@ -1,10 +1,17 @@
 //! What is shown on stderr while there is no connection.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 
 use afar_client::Target;
 
-use crate::console::{Verbosity, say};
+use super::output::Output;
+use crate::console::Verbosity;
+
+/// Columns of a terminal that does not know how many it has.
+const COLUMNS: u16 = 80;
+
+/// Back to the beginning of the line, and nothing on it any more (ECMA-48, EL).
+const ERASE: &str = "\r\x1b[K";
 
 /// Where it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,16 +23,18 @@ enum Style {
     Nothing,
 }
 
-/// One line that says that the connection is away.
+/// One line that says that the connection is away. It stands below what the command has written, and
+/// erases nothing of that; what it goes through is the command's output, so that both keep their order.
 #[derive(Debug)]
-pub(super) struct StatusLine {
+pub(crate) struct StatusLine {
     target: String,
     style: Style,
-    away: bool,
+    /// Why the connection is away, if it is.
+    away: Option<String>,
 }
 
 impl StatusLine {
-    pub(super) fn new(target: &Target, verbosity: Verbosity) -> Self {
+    pub(crate) fn new(target: &Target, verbosity: Verbosity) -> Self {
         let dumb = || std::env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty());
         let style = match verbosity {
             Verbosity::Quiet => Style::Nothing,
@@ -34,39 +43,85 @@ impl StatusLine {
             Verbosity::Normal if dumb() => Style::Log,
             Verbosity::Normal => Style::Line,
         };
-        Self { target: target.to_string(), style, away: false }
+        Self { target: target.to_string(), style, away: None }
     }
 
     /// Whether there is no connection, as far as was told.
     pub(super) fn is_away(&self) -> bool {
-        self.away
+        self.away.is_some()
     }
 
     /// The connection is away.
-    pub(super) fn show(&mut self, cause: &str) {
-        self.away = true;
-        let target = &self.target;
+    pub(crate) fn show(&mut self, output: &mut Output, cause: &str) {
+        self.away = Some(cause.to_owned());
         match self.style {
-            Style::Line => self.write(&format!("\r\x1b[Kafar: {target}: {cause}; reconnecting …")),
-            Style::Log => say(&format!("{target}: {cause}; reconnecting")),
+            Style::Line => output.push_own(&self.line(), false),
+            Style::Log => {
+                let line = format!("afar: {}: {cause}; reconnecting\n", self.target);
+                output.push_own(&line, false);
+            }
             Style::Nothing => {}
         }
     }
 
     /// There is one again, or none is needed any more.
-    pub(super) fn clear(&mut self) {
-        if !std::mem::take(&mut self.away) {
+    pub(crate) fn clear(&mut self, output: &mut Output) {
+        if self.away.take().is_none() {
             return;
         }
         match self.style {
-            Style::Line => self.write("\r\x1b[K"),
-            Style::Log => say(&format!("{}: connected again", self.target)),
+            Style::Line => output.push_own(ERASE, true),
+            Style::Log => {
+                output.push_own(&format!("afar: {}: connected again\n", self.target), false);
+            }
             Style::Nothing => {}
         }
     }
 
-    fn write(&self, text: &str) {
-        // What can't be said is lost: there is nowhere else to say it.
-        let _ = io::stderr().lock().write_all(text.as_bytes());
+    /// Says a line that stays, above this one if it is shown.
+    pub(crate) fn say(&self, output: &mut Output, line: &str) {
+        if self.is_away() && self.style == Style::Line {
+            output.push_own(&format!("{ERASE}afar: {line}\r\n{}", self.line()), true);
+        } else {
+            output.push_own(&format!("afar: {line}\n"), false);
+        }
+    }
+
+    fn line(&self) -> String {
+        let cause = self.away.as_deref().unwrap_or_default();
+        let columns = afar_sys::terminal::window_size(io::stderr()).map_or(0, |size| size.columns);
+        let text = format!("afar: reconnecting to {}: {cause}", self.target);
+        format!("{ERASE}{}", fitting(&text, columns))
+    }
+}
+
+/// As much of a text as fits into one line: what wraps is not erased with its line. The last column
+/// stays free, because some terminals wrap as soon as it is used.
+fn fitting(text: &str, columns: u16) -> &str {
+    let columns = if columns == 0 { COLUMNS } else { columns };
+    let mut room = usize::from(columns) - 1;
+    for (at, char) in text.char_indices() {
+        // No character is wider than two columns.
+        let Some(left) = room.checked_sub(if char.is_ascii() { 1 } else { 2 }) else {
+            return text.get(..at).unwrap_or_default();
+        };
+        room = left;
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_leaves_the_last_column_free() {
+        assert_eq!(fitting("0123456789", 11), "0123456789");
+        assert_eq!(fitting("0123456789", 10), "012345678");
+        assert_eq!(fitting("0123456789", 1), "");
+        assert_eq!(fitting("ab\u{5e83}\u{5c9b}", 7), "ab\u{5e83}\u{5c9b}");
+        assert_eq!(fitting("ab\u{5e83}\u{5c9b}", 6), "ab\u{5e83}");
+        // One that does not know its width.
+        assert_eq!(fitting(&"x".repeat(100), 0).len(), 79);
     }
 }
