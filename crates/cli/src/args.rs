@@ -79,7 +79,8 @@ out of memory; 255 when afar itself failed, or the end is not known, with a line
 
 Signals: HUP, INT, QUIT, TERM, USR1 and USR2 are passed on to the command. Three INT within a second
 (Ctrl-C, three times), or a second TERM or HUP, leave and cancel it; with --on-disconnect keep they
-leave it alone, and print TARGET/JOB on stderr.
+leave it alone, and print TARGET/JOB on stderr. While the connection is lost they are kept and sent
+once; a second INT, QUIT, TERM or HUP leaves then.
 
 A lost connection is made again, without asking anybody anything, and the command goes on in both
 directions as if nothing had been; --reconnect-for bounds that. A command whose client is gone for good

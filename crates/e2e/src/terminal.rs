@@ -65,18 +65,18 @@ impl Terminal {
         (Self { controller: File::from(controller), shown: Vec::new() }, running)
     }
 
-    /// Waits until this is shown, behind what was waited for before.
+    /// Waits until this is shown, behind what was waited for before; returns what is between.
     ///
     /// # Panics
     /// It is not shown.
     #[track_caller]
-    pub fn wait_for(&mut self, text: &str) {
+    pub fn wait_for(&mut self, text: &str) -> String {
         let deadline = Deadline::after(DEADLINE);
         loop {
             let shown = self.shown();
             if let Some(at) = shown.find(text) {
                 self.shown = shown.as_bytes()[at + text.len()..].to_vec();
-                return;
+                return shown[..at].to_owned();
             }
             if !deadline.readable(&self.controller) {
                 fail(&format!("{text:?} is not shown, but {shown:?}"));
@@ -92,6 +92,15 @@ impl Terminal {
                 self.type_keys("\x1b[1;1R");
             }
         }
+    }
+
+    /// Gives it another size.
+    ///
+    /// # Panics
+    /// It is no terminal any more.
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&self.controller, size).expect("it is a terminal");
     }
 
     /// What was shown behind what was waited for.
