@@ -33,7 +33,8 @@ async fn measure() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("jobs");
     let disk = Arc::new(RealDisk);
-    let config = ArchiveConfig { disk, quotas: Quotas::default(), log: Log::default() };
+    let (quotas, log) = (Quotas::default(), Log::default());
+    let config = ArchiveConfig { disk, quotas, may_hang: false, log };
     let open = |incarnation: &str| {
         let beginning = Beginning {
             incarnation: Some(incarnation.to_owned()),

@@ -21,6 +21,13 @@ pub const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 /// Requests of one connection that may wait for it at once.
 pub const LOOK_WAITERS_MAX: usize = 64;
 
+/// How long somebody waits for what is known of jobs where that is on a file server that does not answer.
+pub const ARCHIVE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How many threads may wait at once for output to be read from a disk: fewer than a supervisor has for
+/// what blocks, which ends jobs too.
+pub const SPOOL_READERS_MAX: usize = 2;
+
 /// How long a supervisor that is told to end waits for its jobs: they get TERM, and KILL after a
 /// grace of 5 s unless they asked for another.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);

@@ -6,6 +6,7 @@
 //! from memory, and the journal has it if this process is killed.
 
 mod keeper;
+mod scribe;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +32,7 @@ use super::retry::Retry;
 use super::spool::{Quotas, SpoolFailure, SpoolReader, SpoolWriter, Spools};
 use crate::log::Log;
 use keeper::Keeper;
+use scribe::Scribe;
 
 /// The directory of the spools, in that of the archive.
 const SPOOLS_NAME: &str = "spool";
@@ -45,6 +47,9 @@ pub struct ArchiveConfig {
     pub disk: Arc<dyn Disk>,
     /// How much output may be kept.
     pub quotas: Quotas,
+    /// Whether the directory may not answer for long, as one on a file server: then nobody waits for it but
+    /// who has to.
+    pub may_hang: bool,
     /// The log.
     pub log: Log,
 }
@@ -76,14 +81,25 @@ pub struct NewJob<'a> {
     pub at_us: u64,
 }
 
+/// A job whose intent was written, or is being written.
+#[derive(Debug)]
+pub struct Begun {
+    /// Its number.
+    pub number: u64,
+    /// Says when it is written; `None` if it is. Nothing may be started before.
+    pub written: Option<oneshot::Receiver<Result<(), JournalError>>>,
+}
+
 /// What a supervisor knows of its jobs, for as long as it is to be known.
 #[derive(Debug)]
 pub struct Archive {
-    journal: Journal,
+    journal: Scribe,
     spools: Arc<Spools>,
     keeper: Keeper,
     directory: Arc<Directory>,
     log: Log,
+    /// See [`ArchiveConfig::may_hang`].
+    may_hang: bool,
     /// For looking up ids without asking another thread; `None` until there is an index.
     reader: Option<Index>,
     /// Which making of the index the reader has.
@@ -103,6 +119,32 @@ struct Pending {
     job: EndedJob,
     /// Counts what has changed of it since it ended.
     change: u64,
+}
+
+/// What becomes of a job after its end.
+#[derive(Clone, Debug)]
+enum Change {
+    Kept { spool: String, until_us: u64 },
+    Released,
+    Removed,
+}
+
+impl Change {
+    /// Changes what is told; gives the spool that is of no use any more.
+    fn apply(&self, job: &mut EndedJob) -> Option<String> {
+        match self {
+            Self::Kept { spool, until_us } => {
+                job.spool = Some(spool.clone());
+                job.keep_until_us = *until_us;
+                None
+            }
+            Self::Released => job.spool.take(),
+            Self::Removed => {
+                job.removed = true;
+                None
+            }
+        }
+    }
 }
 
 /// Jobs on their way to the index.
@@ -126,14 +168,14 @@ impl Archive {
         config: &ArchiveConfig,
         beginning: &Beginning,
     ) -> Result<OpenedArchive, StoreError> {
-        let ArchiveConfig { disk, quotas, log } = config;
+        let ArchiveConfig { disk, quotas, may_hang, log } = config;
         let directory = Arc::new(Directory::open(path)?);
         let opened = Journal::open(&directory, disk, beginning, *log)?;
         for fault in &opened.faults {
             log.error(&format!("the journal of jobs in {path:?}: {fault}"));
         }
         let spools = Arc::new(Spools::open(&path.join(SPOOLS_NAME), disk, *quotas, *log)?);
-        let journal = opened.journal;
+        let journal = Scribe::new(opened.journal, *may_hang, *log);
         let known = journal.ledger().jobs().map(|entry| entry.intended.number).collect();
         let before = journal.last_number();
         let work = Arc::<Notify>::default();
@@ -144,6 +186,7 @@ impl Archive {
             keeper,
             directory,
             log: *log,
+            may_hang: *may_hang,
             reader: None,
             generation: 0,
             pending: BTreeMap::new(),
@@ -156,7 +199,7 @@ impl Archive {
             && !Index::is_there(&archive.directory).unwrap_or(false)
         {
             log.error(&format!("the index of jobs in {path:?} is gone: their ids are forgotten"));
-            archive.journal.forgot(beginning.since_boot);
+            archive.journal.forgot(beginning.since_boot, |_| ());
         }
         let lost = match beginning.incarnation {
             Some(_) => archive.give_up_unfinished(beginning.unix_us),
@@ -197,14 +240,27 @@ impl Archive {
         self.journal.ledger().jobs().filter(|entry| entry.is_unfinished())
     }
 
-    /// Step 1 (`J-1.4`): from here on the id is taken. Gives the job's number.
+    /// Whether its directory may not answer for long: then [`look_up`](Self::look_up) is the way to ask for a
+    /// job, and [`begin`](Self::begin) gives something to wait for.
+    #[must_use]
+    pub fn may_hang(&self) -> bool {
+        self.may_hang
+    }
+
+    /// Where it is, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Step 1 (`J-1.4`): from here on the id is taken.
     ///
     /// # Errors
     /// It can't be written down: nothing may be started.
-    pub fn begin(&mut self, job: &NewJob<'_>) -> Result<u64, JournalError> {
+    pub fn begin(&mut self, job: &NewJob<'_>) -> Result<Begun, JournalError> {
         let number = self.journal.next_number(job.at_us);
         let spool = Journal::new_spool_name(number).map_err(JournalError::Random)?;
-        self.journal.append(JournalRecord::Intended(Box::new(Intended {
+        let written = self.journal.begin(JournalRecord::Intended(Box::new(Intended {
             job: job.key.clone(),
             number,
             at_us: job.at_us,
@@ -215,7 +271,23 @@ impl Archive {
             detached: job.info.detached,
             keep_s: job.keep_s,
         })))?;
-        Ok(number)
+        Ok(Begun { number, written })
+    }
+
+    /// The intent could not be written after all: the id is as it was.
+    pub fn not_begun(&mut self, key: &JobKey) {
+        self.journal.withdraw(key);
+    }
+
+    /// Resolves when the journal has everything that was said up to now.
+    pub fn settled(&self) -> impl Future<Output = ()> + use<> {
+        let settled = self.journal.settled();
+        async move {
+            if let Some(settled) = settled {
+                // A thread that is gone has said why.
+                let _ = settled.await;
+            }
+        }
     }
 
     /// Step 3: its process is there. What can't be written is remembered, and logged.
@@ -254,20 +326,16 @@ impl Archive {
 
     /// The spool of a job now has output that is kept until then: of a job that had ended before.
     pub fn kept(&mut self, key: &JobKey, spool: &str, until_us: u64) {
-        self.change(key, |job| {
-            job.spool = Some(spool.to_owned());
-            job.keep_until_us = until_us;
-        });
+        self.change(key, Change::Kept { spool: spool.to_owned(), until_us });
     }
 
     /// Step 7: its client has everything, so its output need not be kept (`J-3.6`). Whoever has written
     /// it has finished it.
     pub fn released(&mut self, key: &JobKey) {
-        let mut spool = None;
-        self.change(key, |job| spool = job.spool.take());
+        self.change(key, Change::Released);
         // It may have output of which the job's last word did not say that it is kept.
-        let unsaid = self.entry(key).map(|entry| entry.intended.spool.clone());
-        if let Some(spool) = spool.or(unsaid) {
+        if let Some(entry) = self.entry(key) {
+            let spool = entry.intended.spool.clone();
             self.keeper.order(move |keeper| keeper.remove_spool(&spool));
         }
     }
@@ -275,18 +343,31 @@ impl Archive {
     /// Its user wants to see no more of a job that has ended: its output goes, its id stays taken.
     pub fn remove(&mut self, key: &JobKey) {
         self.released(key);
-        self.change(key, |job| job.removed = true);
+        self.change(key, Change::Removed);
     }
 
     /// Changes what is told of an ended job, from this moment on, and then in the index.
-    fn change(&mut self, key: &JobKey, change: impl FnOnce(&mut EndedJob)) {
+    fn change(&mut self, key: &JobKey, change: Change) {
         if !self.pending.contains_key(key) {
-            let Ok(Some(job)) = self.lookup(key) else { return };
-            self.pending.insert(key.clone(), Pending { job, change: 0 });
+            let found = if self.may_hang { None } else { self.lookup(key).ok() };
+            match found {
+                Some(Some(job)) => {
+                    self.pending.insert(key.clone(), Pending { job, change: 0 });
+                }
+                Some(None) => return,
+                // Whoever writes the index does it, or says why it can't be done; and whoever asks next
+                // asks it too.
+                None => {
+                    let key = key.clone();
+                    return self.keeper.order(move |keeper| keeper.change(&key, &change));
+                }
+            }
         }
         if let Some(pending) = self.pending.get_mut(key) {
             pending.change += 1;
-            change(&mut pending.job);
+            if let Some(spool) = change.apply(&mut pending.job) {
+                self.keeper.order(move |keeper| keeper.remove_spool(&spool));
+            }
             self.work.notify_one();
         }
     }
@@ -354,6 +435,25 @@ impl Archive {
             let key = key.clone();
             self.keeper.order(move |keeper| keeper.look(&key));
         })
+    }
+
+    /// As [`Self::lookup`], without waiting for the disk here.
+    pub fn look_up(
+        &mut self,
+        key: &JobKey,
+    ) -> impl Future<Output = Result<Option<EndedJob>, IndexError>> + use<> {
+        let pending = self.pending.get(key).map(|pending| pending.job.told_now());
+        let key = key.clone();
+        let asked = match pending {
+            Some(_) => None,
+            None => Some(self.keeper.ask(move |keeper| keeper.with(|index| index.job(&key)))),
+        };
+        async move {
+            match asked {
+                Some(asked) => asked.await.ok().flatten().ok_or(IndexError::Unanswered),
+                None => Ok(pending),
+            }
+        }
     }
 
     /// The index, for looking up ids.
@@ -444,8 +544,7 @@ impl Archive {
     /// Does what has become due, and says when to call again at the latest. [`tend`] does.
     pub fn tick(&mut self, unix_us: u64, since_boot: Duration) -> Duration {
         if self.keeper.is_forgetting() {
-            let done = self.journal.forgot(since_boot);
-            self.keeper.forgot(done);
+            self.journal.forgot(since_boot, self.keeper.teller());
         }
         self.journal.catch_up(since_boot);
         self.finish_batch(since_boot);

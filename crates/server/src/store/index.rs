@@ -141,6 +141,9 @@ pub enum IndexError {
     /// It has to be made anew, or is too large, and the journal goes on vouching for what it has.
     #[error("the journal of jobs can't be told that the index loses some")]
     Vouched,
+    /// Whoever has it could not ask it, and has logged why.
+    #[error("the index of jobs can't be asked")]
+    Unanswered,
     /// The system, or SQLite, refused.
     #[error("the index of jobs: {0}")]
     Sql(rusqlite::Error),

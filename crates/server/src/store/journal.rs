@@ -188,16 +188,13 @@ impl Journal {
     /// boot (`J-1.6`).
     #[must_use]
     pub fn vouch(&self) -> Vouch {
-        let never = Instant::from_micros(u64::MAX);
-        let nothing = Vouch { began: never, since: never };
-        self.ledger.vouch().unwrap_or(nothing)
+        vouch_of(&self.ledger)
     }
 
     /// A number that no job has had: the time in microseconds, or one more than the last.
     #[must_use]
     pub fn next_number(&mut self, unix_us: u64) -> u64 {
-        self.last_number = unix_us.max(self.last_number.saturating_add(1));
-        self.last_number
+        next_number(&mut self.last_number, unix_us)
     }
 
     /// The name of the directory for the output of the job of this number.
@@ -377,6 +374,18 @@ impl Journal {
         }
         Ok(())
     }
+}
+
+/// See [`Journal::vouch`].
+pub(super) fn vouch_of(ledger: &Ledger) -> Vouch {
+    let never = Instant::from_micros(u64::MAX);
+    ledger.vouch().unwrap_or(Vouch { began: never, since: never })
+}
+
+/// See [`Journal::next_number`].
+pub(super) fn next_number(last_number: &mut u64, unix_us: u64) -> u64 {
+    *last_number = unix_us.max(last_number.saturating_add(1));
+    *last_number
 }
 
 fn lock(directory: &Directory) -> Result<OwnedFd, StoreError> {

@@ -13,6 +13,9 @@ pub const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// or the index; at first it is [`INDEX_DELAY`], and twice as long each time (`J-5.4`, `J-5.10`).
 pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
 
+/// How long a supervisor that ends waits for each of its threads to write what it was given (`J-5.12`).
+pub const THREAD_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Most output of one job that is kept on the disk, in bytes, with what it takes beside (`J-3.4`).
 pub const SPOOL_JOB_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 

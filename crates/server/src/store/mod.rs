@@ -14,10 +14,11 @@ mod journal;
 pub mod limits;
 mod retry;
 #[cfg(test)]
-mod rig;
+pub(crate) mod rig;
 mod spool;
+mod thread;
 
-pub use archive::{Archive, ArchiveConfig, NewJob, OpenedArchive, tend};
+pub use archive::{Archive, ArchiveConfig, Begun, NewJob, OpenedArchive, tend};
 pub use directory::{Directory, StoreError};
 pub use disk::{Disk, RealDisk};
 pub use index::{EndedJob, Index, IndexError, Told, Use};

@@ -10,7 +10,7 @@ use super::disk::{Disk, RealDisk};
 
 /// A disk that takes so many bytes more, and then has this to say.
 #[derive(Debug)]
-pub(super) struct FailingDisk(Mutex<Failing>);
+pub(crate) struct FailingDisk(Mutex<Failing>);
 
 #[derive(Clone, Copy, Debug)]
 struct Failing {
@@ -21,37 +21,37 @@ struct Failing {
 }
 
 impl FailingDisk {
-    pub(super) fn sound() -> Self {
+    pub(crate) fn sound() -> Self {
         Self(Mutex::new(Failing { room: None, sync: None, syncs: 0, writes: 0 }))
     }
 
     /// Takes `room` bytes and then no more.
-    pub(super) fn full_after(&self, room: usize, error: Errno) {
+    pub(crate) fn full_after(&self, room: usize, error: Errno) {
         self.0.lock().unwrap().room = Some((room, error));
     }
 
     /// Can't synchronise.
-    pub(super) fn fail_sync(&self, error: Errno) {
+    pub(crate) fn fail_sync(&self, error: Errno) {
         self.0.lock().unwrap().sync = Some(error);
     }
 
     /// How often it was asked to synchronise.
-    pub(super) fn syncs(&self) -> usize {
+    pub(crate) fn syncs(&self) -> usize {
         self.0.lock().unwrap().syncs
     }
 
     /// How often it was asked to write.
-    pub(super) fn writes(&self) -> usize {
+    pub(crate) fn writes(&self) -> usize {
         self.0.lock().unwrap().writes
     }
 
     /// Lets everybody wait who writes, until this is dropped.
-    pub(super) fn stop(&self) -> impl Drop + '_ {
+    pub(crate) fn stop(&self) -> impl Drop + '_ {
         self.0.lock().unwrap()
     }
 
     /// Takes everything again.
-    pub(super) fn mend(&self) {
+    pub(crate) fn mend(&self) {
         let mut failing = self.0.lock().unwrap();
         failing.room = None;
         failing.sync = None;

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use afar_core::job::{
@@ -14,13 +15,16 @@ use afar_proto::message::{Incarnation, JobId, JobInfo, OpenSpec, Refused};
 use afar_proto::outcome::{End, Phase, RefusalReason, Seal, Started};
 use afar_sys::boot::since_boot;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Supervisor;
 use super::job::{Job, Route, ToJob, unix_time_us};
 use super::upgrade::WrittenJobs;
-use crate::limits::{ENDED_JOBS_HELD_MAX, JOBS_MAX};
-use crate::store::{Archive, EndedJob, NewJob, SpoolReader, SpoolWriter, Told};
+use crate::limits::{ENDED_JOBS_HELD_MAX, JOBS_MAX, SPOOL_READERS_MAX};
+use crate::store::{
+    Archive, Begun, EndedJob, IndexError, JournalError, NewJob, SpoolReader, SpoolWriter, Told,
+};
 
 /// All jobs. One thread has them.
 #[derive(Debug)]
@@ -28,6 +32,10 @@ pub(super) struct Jobs {
     register: RefCell<Register<Entry>>,
     incarnation: Incarnation,
     archive: Option<Rc<RefCell<Archive>>>,
+    /// The turn to start a job where its intent has to be waited for.
+    turn: Arc<Semaphore>,
+    /// The turns to read kept output.
+    readers: Arc<Semaphore>,
     entered: Cell<u64>,
     attached: Cell<u64>,
 }
@@ -113,6 +121,8 @@ impl Jobs {
             register: RefCell::new(register),
             incarnation,
             archive: None,
+            turn: Arc::new(Semaphore::new(1)),
+            readers: Arc::new(Semaphore::new(SPOOL_READERS_MAX)),
             entered: Cell::default(),
             attached: Cell::default(),
         }
@@ -140,27 +150,65 @@ impl Jobs {
         AttachmentId(self.attached.get())
     }
 
+    /// Whether nobody may ask the archive on this thread, because it is on a file server: then
+    /// it is asked on threads.
+    pub(super) fn may_hang(&self) -> bool {
+        self.archive().is_some_and(|archive| archive.may_hang())
+    }
+
+    /// The turn to start a job there, one after the other.
+    pub(super) fn turn(&self) -> &Arc<Semaphore> {
+        &self.turn
+    }
+
+    /// The turns to have a thread wait for kept output: the threads are those that end jobs.
+    pub(super) fn readers(&self) -> &Arc<Semaphore> {
+        &self.readers
+    }
+
     /// What a request means (`J-1.3`, `J-1.6`).
     pub(super) fn decide(&self, key: &JobKey, spec: &OpenSpec, digest: &Digest) -> Decision {
-        let same = |known: &Digest| {
-            if known == digest { Decision::Same } else { Decision::Conflict }
-        };
-        if let Some(known) = self.register.borrow().digest(key) {
-            return same(known);
+        self.decide_at_hand(key, spec, digest).unwrap_or_else(|| {
+            let found = self.archive().map_or(Ok(None), |mut archive| archive.lookup(key));
+            self.decide_by(spec, digest, found.as_ref().map(Option::as_ref))
+        })
+    }
+
+    /// What it means, if the archive need not be asked for that.
+    pub(super) fn decide_at_hand(
+        &self,
+        key: &JobKey,
+        spec: &OpenSpec,
+        digest: &Digest,
+    ) -> Option<Decision> {
+        let register = self.register.borrow();
+        match register.digest(key) {
+            Some(known) => Some(same(known, digest)),
+            None if self.archive.is_some() => None,
+            None => Some(register.decide(key, digest, self.retry(spec).as_ref(), now())),
         }
-        let retry = spec.retry.as_ref().map(|retry| Retry {
+    }
+
+    /// What it means to whoever has asked the archive.
+    pub(super) fn decide_by(
+        &self,
+        spec: &OpenSpec,
+        digest: &Digest,
+        found: Result<Option<&EndedJob>, &IndexError>,
+    ) -> Decision {
+        match (found, self.archive()) {
+            (Ok(Some(ended)), _) => same(&ended.digest, digest),
+            (Ok(None), Some(archive)) => archive.vouch().decide(self.retry(spec).as_ref(), now()),
+            // It may be taken.
+            _ => Decision::Unknown,
+        }
+    }
+
+    fn retry(&self, spec: &OpenSpec) -> Option<Retry> {
+        spec.retry.as_ref().map(|retry| Retry {
             age: Duration::from_millis(retry.age_ms),
             same_incarnation: retry.incarnation.as_ref() == Some(&self.incarnation),
-        });
-        let Some(mut archive) = self.archive() else {
-            return self.register.borrow().decide(key, digest, retry.as_ref(), now());
-        };
-        match archive.lookup(key) {
-            Ok(Some(ended)) => same(&ended.digest),
-            Ok(None) => archive.vouch().decide(retry.as_ref(), now()),
-            // It may be taken.
-            Err(_) => Decision::Unknown,
-        }
+        })
     }
 
     /// Whether there is room for one more that has not ended.
@@ -168,24 +216,27 @@ impl Jobs {
         self.register.borrow().running() < JOBS_MAX
     }
 
-    /// Writes down that a job is going to be started: from here on its id is taken (`J-1.4`). Gives its
-    /// number.
+    /// Writes down that a job is going to be started: from here on its id is taken (`J-1.4`).
     ///
     /// # Errors
     /// It can't be written down.
-    pub(super) fn begin(&self, asked: &Asked<'_>) -> Result<u64, Refused> {
+    pub(super) fn begin(&self, asked: &Asked<'_>) -> Result<Begun, Refused> {
         let Some(mut archive) = self.archive() else {
             self.entered.set(self.entered.get() + 1);
-            return Ok(self.entered.get());
+            return Ok(Begun { number: self.entered.get(), written: None });
         };
         let Asked { key, digest, mark, info, keep_s } = *asked;
         let at_us = unix_time_us();
         let job = NewJob { key, digest: *digest, mark, info, keep_s, at_us };
-        archive.begin(&job).map_err(|error| {
-            let message =
-                format!("the job could not be written down, so it was not started: {error}");
-            refused(RefusalReason::NoResources, &message)
-        })
+        archive.begin(&job).map_err(|error| not_written(&error))
+    }
+
+    /// It could not be written down after all, and was not started.
+    pub(super) fn not_begun(&self, key: &JobKey, error: &JournalError) -> Refused {
+        if let Some(mut archive) = self.archive() {
+            archive.not_begun(key);
+        }
+        not_written(error)
     }
 
     /// Its process is there.
@@ -326,14 +377,16 @@ impl Jobs {
     /// # Errors
     /// Nobody can tell.
     pub(super) fn life(&self, key: &JobKey) -> Result<Option<Life>, Refused> {
-        if let Some(entry) = self.register.borrow().find(key) {
-            return Ok(Some(entry.life.clone()));
+        if let Some(life) = self.life_at_hand(key) {
+            return Ok(Some(life));
         }
         let Some(mut archive) = self.archive() else { return Ok(None) };
-        let ended = archive.lookup(key).map_err(|error| {
-            unknown(&format!("nobody can tell what became of the job {}: {error}", key.job))
-        })?;
-        Ok(ended.map(Life::of))
+        archive.lookup(key).map(|ended| ended.map(Life::of)).map_err(|error| untold(key, &error))
+    }
+
+    /// Where it is, if the archive need not be asked for that.
+    pub(super) fn life_at_hand(&self, key: &JobKey) -> Option<Life> {
+        self.register.borrow().find(key).map(|entry| entry.life.clone())
     }
 
     /// The job that is meant by an id, if that needs no search: it has this id, or is the only one.
@@ -342,6 +395,11 @@ impl Jobs {
         if self.life(&own)?.is_some_and(|life| life.is_seen()) {
             return Ok(Some(own));
         }
+        self.find_at_hand(view, job)
+    }
+
+    /// As [`Self::find`], among those at hand.
+    pub(super) fn find_at_hand(&self, view: &View, job: &JobId) -> Result<Option<JobKey>, Refused> {
         let register = self.register.borrow();
         let mut exact = register
             .iter()
@@ -422,6 +480,8 @@ impl Jobs {
             register: RefCell::new(Register::new(vouch, ENDED_JOBS_HELD_MAX)),
             incarnation: written.incarnation.clone(),
             archive: None,
+            turn: Arc::new(Semaphore::new(1)),
+            readers: Arc::new(Semaphore::new(SPOOL_READERS_MAX)),
             entered: Cell::new(written.entered),
             attached: Cell::new(written.attached),
         }
@@ -462,7 +522,7 @@ impl Jobs {
 
 impl Life {
     /// What the archive says of a job that has ended.
-    fn of(ended: EndedJob) -> Self {
+    pub(super) fn of(ended: EndedJob) -> Self {
         let EndedJob { key, removed, spool, told, .. } = ended;
         let Told { info, started, seal, refused } = told;
         match (seal, refused) {
@@ -476,12 +536,20 @@ impl Life {
         }
     }
 
+    /// The spool that has output of a job that is over.
+    pub(super) fn spool(&self) -> Option<&str> {
+        match self {
+            Self::Ended(remains) | Self::Removed(remains) => remains.spool.as_deref(),
+            _ => None,
+        }
+    }
+
     fn is_live(&self) -> bool {
         matches!(self, Self::Live(_))
     }
 
     /// Whether whoever names it is told of it.
-    fn is_seen(&self) -> bool {
+    pub(super) fn is_seen(&self) -> bool {
         !matches!(self, Self::Removed(_))
     }
 
@@ -501,10 +569,24 @@ impl Supervisor {
         request: AttachRequest,
         route: Route,
     ) -> Result<UnboundedSender<ToJob>, Refused> {
-        let commands = match self.jobs.life(key)? {
+        let life = self.jobs.life(key)?;
+        let reader = life.as_ref().and_then(Life::spool).and_then(|name| self.jobs.reader(name));
+        self.attach_where(key, life, reader, request, route)
+    }
+
+    /// As [`Self::attach`], to a job of which it is known where it is, and what reads its spool.
+    pub(super) fn attach_where(
+        self: &Rc<Self>,
+        key: &JobKey,
+        life: Option<Life>,
+        reader: Option<SpoolReader>,
+        request: AttachRequest,
+        route: Route,
+    ) -> Result<UnboundedSender<ToJob>, Refused> {
+        let commands = match life {
             Some(Life::Live(commands)) => commands,
             Some(Life::Ended(remains) | Life::Removed(remains)) => {
-                let revived = Job::revived(key.clone(), &remains, self);
+                let revived = Job::revived(key.clone(), &remains, reader, self);
                 let (job, commands) = revived
                     .map_err(|error| refused(RefusalReason::NoResources, &error.to_string()))?;
                 tokio::task::spawn_local(job.run());
@@ -517,6 +599,20 @@ impl Supervisor {
         let _ = commands.send(ToJob::Attach(Box::new(request), route));
         Ok(commands)
     }
+}
+
+fn same(known: &Digest, asked: &Digest) -> Decision {
+    if known == asked { Decision::Same } else { Decision::Conflict }
+}
+
+fn not_written(error: &JournalError) -> Refused {
+    let message = format!("the job could not be written down, so it was not started: {error}");
+    refused(RefusalReason::NoResources, &message)
+}
+
+/// Where a job is can't be read.
+pub(super) fn untold(key: &JobKey, error: &IndexError) -> Refused {
+    unknown(&format!("nobody can tell what became of the job {}: {error}", key.job))
 }
 
 /// Time since boot, as the register counts it.
@@ -542,7 +638,7 @@ fn lost(job: &JobId, end: Option<&End>, started: Started) -> Refused {
     Refused { started, ..refused(RefusalReason::NoSuchJob, &message) }
 }
 
-fn unknown(message: &str) -> Refused {
+pub(super) fn unknown(message: &str) -> Refused {
     Refused { started: Started::Unknown, ..refused(RefusalReason::Unknown, message) }
 }
 

@@ -38,6 +38,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::guardian;
 use crate::limits::{GRANT_DEADLINE, SOCKET_INTERVAL, STOP_TIMEOUT};
+use crate::local_files::are_local;
 use crate::log::Log;
 use crate::paths::jobs_dir;
 use crate::store::{self, Archive, ArchiveConfig, Beginning, OpenedArchive, Quotas, RealDisk};
@@ -180,7 +181,13 @@ fn open_archive(
             since_boot: afar_sys::boot::since_boot(),
             unix_us: u64::try_from(unix.as_micros()).unwrap_or(u64::MAX),
         };
-        let config = ArchiveConfig { disk: Arc::new(RealDisk), quotas: Quotas::default(), log };
+        let may_hang = !are_local(std::iter::once(path.as_path()));
+        if may_hang {
+            // The log is beside it.
+            crate::log::write_elsewhere();
+        }
+        let (disk, quotas) = (Arc::new(RealDisk), Quotas::default());
+        let config = ArchiveConfig { disk, quotas, may_hang, log };
         Archive::open(&path, &config, &beginning).map_err(|error| error.to_string())
     });
     match opened {

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use afar_core::job::{Digest, JobKey, Vouch};
@@ -33,7 +34,9 @@ use super::job::{ToJob, WrittenJob, drain_left_open};
 use super::jobs::{Jobs, Life, Remains};
 use super::socket::{Claim, Socket, WrittenSocket};
 use super::{Stopping, Supervisor};
-use crate::limits::{UPGRADE_CHECK_PATIENCE, UPGRADE_FREEZE_PATIENCE, UPGRADE_GOODBYE_PATIENCE};
+use crate::limits::{
+    ARCHIVE_DEADLINE, UPGRADE_CHECK_PATIENCE, UPGRADE_FREEZE_PATIENCE, UPGRADE_GOODBYE_PATIENCE,
+};
 
 /// What this form of the state is called; another program may know another one, and then says so.
 const VERSION: u32 = 1;
@@ -193,17 +196,30 @@ pub(super) async fn upgrade(supervisor: &Rc<Supervisor>, socket: &Socket) {
     let mut busy = supervisor.busy.subscribe();
     let alone = busy.wait_for(|counts| counts.conversations == 0);
     let told = tokio::time::timeout(UPGRADE_GOODBYE_PATIENCE, alone).await.is_ok();
-    let failed = if told {
-        match freeze(supervisor).await {
-            Ok(jobs) => become_next(supervisor, socket, jobs),
+    // A job that waits to be written down must not be begun in one program and forgotten by the other.
+    let turn = Arc::clone(supervisor.jobs.turn()).acquire_owned();
+    let turn = tokio::time::timeout(UPGRADE_FREEZE_PATIENCE, turn).await;
+    let failed = match (told, &turn) {
+        (false, _) => "a client could not be told".to_owned(),
+        (true, Err(_)) => "a job waits to be written down".to_owned(),
+        (true, Ok(_)) => match freeze(supervisor).await {
+            Ok(jobs) if is_written(supervisor).await => become_next(supervisor, socket, jobs),
+            Ok(_) => "the journal's file server does not answer".to_owned(),
             Err(why) => why,
-        }
-    } else {
-        "a client could not be told".to_owned()
+        },
     };
     log.error(&format!("not upgraded, everything goes on as it was: {failed}"));
     supervisor.jobs.tell_live(|| ToJob::Thaw);
     supervisor.stopping.send_replace(Stopping::No);
+}
+
+/// Whether the journal has what it is to have.
+async fn is_written(supervisor: &Supervisor) -> bool {
+    let settled = supervisor.jobs.archive().map(|archive| archive.settled());
+    match settled {
+        Some(settled) => tokio::time::timeout(ARCHIVE_DEADLINE, settled).await.is_ok(),
+        None => true,
+    }
 }
 
 /// Has every job stand still. A job that is being ended, or whose last output is on its way, is waited for.

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
 
 use afar_core::job::JobKey;
 use afar_core::journal::Replay;
@@ -15,7 +14,8 @@ use super::super::directory::Directory;
 use super::super::index::{EndedJob, Index, IndexError, Use};
 use super::super::limits::RETAINED_PERCENT_MAX;
 use super::super::spool::Spools;
-use super::{add_kept_output, ended_job};
+use super::super::thread::OwnThread;
+use super::{Change, add_kept_output, ended_job};
 use crate::log::Log;
 
 /// How many rows one step of the clearing up takes.
@@ -25,20 +25,20 @@ type Order = Box<dyn FnOnce(&mut Work) + Send>;
 
 /// The thread's handle. The thread is started when there is something to do.
 pub(super) struct Keeper {
+    /// Answers it when it has said that ids will be lost. Dropped first: then nobody does any more.
+    told: mpsc::Sender<bool>,
     state: State,
     signs: Arc<Signs>,
-    /// Answers it when it has said that ids will be lost; `None` when nobody does any more.
-    told: Option<mpsc::Sender<bool>>,
+    /// Whether it was said that there is no thread.
+    has_complained: bool,
     log: Log,
 }
 
 enum State {
     /// What it will have.
     Idle(Option<Box<Work>>),
-    Runs {
-        orders: Option<mpsc::Sender<Order>>,
-        thread: Option<JoinHandle<()>>,
-    },
+    /// What it is told by is dropped before it is waited for.
+    Runs { orders: mpsc::Sender<Order>, _thread: OwnThread },
 }
 
 /// What the thread tells without being asked.
@@ -93,7 +93,8 @@ impl Keeper {
             known,
             before,
         };
-        Self { state: State::Idle(Some(Box::new(work))), signs, told: Some(tell), log }
+        let state = State::Idle(Some(Box::new(work)));
+        Self { told: tell, state, signs, has_complained: false, log }
     }
 
     /// How often the index was made anew.
@@ -111,29 +112,39 @@ impl Keeper {
         self.signs.is_forgetting.swap(false, Ordering::AcqRel)
     }
 
-    /// Says whether the journal vouches for nothing from before any more.
-    pub(super) fn forgot(&self, done: bool) {
-        if let Some(told) = &self.told {
+    /// What says to the thread whether the journal vouches for nothing from before any more.
+    pub(super) fn teller(&self) -> impl FnOnce(bool) + Send + use<> {
+        let told = self.told.clone();
+        move |done| {
             // A thread that is gone has said why.
             let _ = told.send(done);
         }
     }
 
-    /// Has something done, some time.
+    /// Has something done, some time. What can't be for want of a thread is not done: whoever has to know
+    /// asks again, and then a thread is tried for again.
     pub(super) fn order(&mut self, order: impl FnOnce(&mut Work) + Send + 'static) {
         if let State::Idle(work) = &mut self.state {
-            let Some(mut work) = work.take() else { return };
+            let Some(work) = work.take() else { return };
             let (orders, to_do) = mpsc::channel::<Order>();
-            let thread = std::thread::Builder::new().name("index".to_owned()).spawn(move || {
+            let thread = OwnThread::start("index", (work, to_do), |(mut work, to_do)| {
                 work.survey();
                 to_do.into_iter().for_each(|order| order(&mut work));
             });
-            if let Err(error) = &thread {
-                self.log.error(&format!("ended jobs stay in the journal: no thread: {error}"));
+            match thread {
+                Ok(thread) => self.state = State::Runs { orders, _thread: thread },
+                Err((error, (work, _))) => {
+                    if !self.has_complained {
+                        let message = format!("ended jobs stay in the journal: no thread: {error}");
+                        self.log.error(&message);
+                    }
+                    self.has_complained = true;
+                    self.state = State::Idle(Some(work));
+                    return;
+                }
             }
-            self.state = State::Runs { orders: Some(orders), thread: thread.ok() };
         }
-        if let State::Runs { orders: Some(orders), .. } = &self.state {
+        if let State::Runs { orders, .. } = &self.state {
             // A thread that is gone has said why.
             let _ = orders.send(Box::new(order));
         }
@@ -150,18 +161,6 @@ impl Keeper {
             let _ = told.send(question(work));
         });
         answer
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        self.told = None;
-        if let State::Runs { orders, thread } = &mut self.state {
-            *orders = None;
-            if let Some(thread) = thread.take() {
-                let _ = thread.join();
-            }
-        }
     }
 }
 
@@ -286,6 +285,17 @@ impl Work {
     pub(super) fn remove_spool(&mut self, name: &str) {
         if let Err(error) = self.spools.remove(name) {
             self.log.error(&format!("released output stays on the disk: {error}"));
+        }
+    }
+
+    /// Changes what is told of a job that is in the index.
+    pub(super) fn change(&mut self, key: &JobKey, change: &Change) {
+        let Some(Some(mut job)) = self.with(|index| index.job(key)) else { return };
+        let spool = change.apply(&mut job);
+        if self.with(|index| index.put(std::slice::from_ref(&job))).is_some()
+            && let Some(spool) = spool
+        {
+            self.remove_spool(&spool);
         }
     }
 

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use super::super::limits::{INDEX_JOBS_MAX, TOMBSTONE_LIFETIME};
 use super::super::rig::FailingDisk;
 use super::super::spool::{Room, SpoolEvent};
+use super::super::thread::DENIED;
 use super::*;
 
 const BOOT: &str = "0d9c5b1e-0000-4000-8000-000000000001";
@@ -24,12 +25,14 @@ struct Rig {
     root: TempDir,
     disk: Arc<FailingDisk>,
     quotas: Quotas,
+    may_hang: bool,
 }
 
 impl Rig {
     fn new() -> Self {
         let quotas = Quotas { segment_bytes: 1000, job_bytes: 50_000, user_bytes: 100_000 };
-        Self { root: TempDir::new().unwrap(), disk: Arc::new(FailingDisk::sound()), quotas }
+        let (root, disk) = (TempDir::new().unwrap(), Arc::new(FailingDisk::sound()));
+        Self { root, disk, quotas, may_hang: false }
     }
 
     fn path(&self) -> std::path::PathBuf {
@@ -43,7 +46,12 @@ impl Rig {
 
     fn open_as(&self, incarnation: Option<String>, seconds: u64) -> OpenedArchive {
         let disk: Arc<dyn Disk> = Arc::<FailingDisk>::clone(&self.disk);
-        let config = ArchiveConfig { disk, quotas: self.quotas, log: Log::default() };
+        let config = ArchiveConfig {
+            disk,
+            quotas: self.quotas,
+            may_hang: self.may_hang,
+            log: Log::default(),
+        };
         let since_boot = Duration::from_secs(seconds);
         let beginning =
             Beginning { incarnation, boot: BOOT.to_owned(), since_boot, unix_us: us(seconds) };
@@ -68,7 +76,7 @@ fn begin(archive: &mut Archive, id: &str, seconds: u64) -> u64 {
     let digest = [7; 32];
     let at_us = us(seconds);
     let job = NewJob { key: &key, digest, mark: "m", info: &info, keep_s: None, at_us };
-    archive.begin(&job).unwrap()
+    archive.begin(&job).unwrap().number
 }
 
 fn start(archive: &mut Archive, id: &str, seconds: u64) {
@@ -634,4 +642,77 @@ async fn whoever_tends_it_moves_what_has_ended_into_the_index() {
         () = moved => {}
     }
     assert!(archive.borrow_mut().lookup(&key("a")).unwrap().is_some());
+}
+
+/// Where the directory may hang, only the start of a new job waits; what runs ends, and is told of.
+#[tokio::test]
+async fn a_file_server_that_does_not_answer_keeps_only_new_jobs_waiting() {
+    let rig = Rig { may_hang: true, ..Rig::new() };
+    let mut archive = rig.open(100).archive;
+    let (old, new) = (key("old"), key("new"));
+    let info = info("any");
+    let digest = [7; 32];
+    let job = |key| NewJob { key, digest, mark: "m", info: &info, keep_s: None, at_us: us(101) };
+    let written = archive.begin(&job(&old)).unwrap().written.unwrap();
+    written.await.unwrap().unwrap();
+    let away = rig.disk.stop();
+    archive.started(&old, 77, 5, us(101));
+    let mut written = archive.begin(&job(&new)).unwrap().written.unwrap();
+    end(&mut archive, "old", 103, 5, None);
+    assert_eq!(archive.look_up(&old).await.unwrap().unwrap().told.seal, Some(seal(5)));
+    assert!(archive.entry(&new).unwrap().is_unfinished());
+    archive.tick(us(104), Duration::from_secs(104));
+    assert!(written.try_recv().is_err());
+    drop(away);
+    written.await.unwrap().unwrap();
+    archive.settled().await;
+    settle(&mut archive, 200).await;
+    assert!(archive.look_up(&old).await.unwrap().is_some());
+    drop(archive);
+    // The journal has all of it.
+    let opened = rig.open(300);
+    let lost: Vec<_> = opened.lost.iter().map(|entry| &entry.intended.job).collect();
+    assert_eq!(lost, [&new]);
+}
+
+/// J-5.10: what is changed of a job in an index that may hang is changed there, and in order.
+#[tokio::test]
+async fn where_the_index_may_hang_its_thread_changes_it() {
+    let rig = Rig { may_hang: true, ..Rig::new() };
+    let mut archive = rig.open(100).archive;
+    begin(&mut archive, "a", 101);
+    end(&mut archive, "a", 102, 0, Some(us(5000)));
+    settle(&mut archive, 200).await;
+    archive.remove(&key("a"));
+    let found = archive.look_up(&key("a")).await.unwrap().unwrap();
+    assert!(found.removed && found.spool.is_none());
+    assert_eq!(ids(&mut archive).await, [""; 0]);
+}
+
+/// As if the user had no more processes for a moment.
+#[tokio::test]
+async fn fault_62_a_thread_that_could_not_be_had_is_tried_for_again() {
+    let rig = Rig::new();
+    let mut archive = rig.open(100).archive;
+    begin(&mut archive, "a", 101);
+    begin(&mut archive, "b", 101);
+    DENIED.set(1);
+    // Output is not kept: it is said, so that nobody waits for it.
+    let refused = archive.spool(&key("a"), [0; 2]).unwrap();
+    assert_eq!(refused.room(), Room::Failed);
+    spool(&archive, "b", 10).await;
+    end(&mut archive, "a", 102, 0, None);
+    DENIED.set(2);
+    archive.tick(us(103), Duration::from_secs(103));
+    assert_eq!(DENIED.get(), 0);
+    archive.tick(us(104), Duration::from_secs(104));
+    settle(&mut archive, 200).await;
+    assert_eq!(archive.entry(&key("a")), None);
+    assert!(archive.lookup(&key("a")).unwrap().is_some());
+    drop(archive);
+    // Nor is the journal lost that a thread was to have.
+    DENIED.set(1);
+    let mut archive = Rig { may_hang: true, ..rig }.open(300).archive;
+    begin(&mut archive, "c", 301);
+    assert!(archive.entry(&key("c")).is_some());
 }

@@ -114,7 +114,18 @@ impl Spools {
     }
 
     fn writer(&self, shared: Arc<Shared>, meta: Vec<u8>) -> SpoolWriter {
-        SpoolWriter::new(shared, meta, self.orders(), self.quotas, Arc::clone(&self.used))
+        let orders = self.orders().unwrap_or_else(|error| {
+            // The next job may have one; this one's output is not kept, and it hears so.
+            let failure = SpoolFailure {
+                action: "start a thread to write",
+                path: path_of(&self.root, &shared.name),
+                message: error.to_string(),
+            };
+            self.log.error(&format!("no output of this job is kept on the disk: {failure}"));
+            shared.layout().failure = Some(failure);
+            mpsc::channel().0
+        });
+        SpoolWriter::new(shared, meta, orders, self.quotas, Arc::clone(&self.used))
     }
 
     /// The reader of the spool of a job that has ended; `None` if nothing of it is kept.
@@ -198,13 +209,17 @@ impl Spools {
         self.root.subdirectory(name, false)
     }
 
-    fn orders(&self) -> mpsc::Sender<Order> {
+    fn orders(&self) -> io::Result<mpsc::Sender<Order>> {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        let thread = thread.get_or_insert_with(|| {
-            let (root, disk, log) = (Arc::clone(&self.root), Arc::clone(&self.disk), self.log);
-            SpoolThread::start(root, disk, self.quotas, Arc::clone(&self.used), log)
-        });
-        thread.orders()
+        let thread = match &mut *thread {
+            Some(thread) => thread,
+            none => {
+                let (root, disk) = (Arc::clone(&self.root), Arc::clone(&self.disk));
+                let (quotas, used) = (self.quotas, Arc::clone(&self.used));
+                none.insert(SpoolThread::start(root, disk, quotas, used, self.log)?)
+            }
+        };
+        Ok(thread.orders())
     }
 }
 

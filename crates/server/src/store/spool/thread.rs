@@ -5,7 +5,6 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
 
 use afar_core::record::{RECORD_HEADER_BYTES, header};
 use afar_core::spool::{
@@ -22,6 +21,7 @@ use super::{META_NAME, Quotas, path_of};
 use crate::log::Log;
 use crate::store::directory::{Directory, Purpose, StoreError};
 use crate::store::disk::{Disk, write_all};
+use crate::store::thread::OwnThread;
 
 /// Most records of one write: each takes two of the parts that writev(2) takes at once.
 const BATCH_RECORDS_MAX: usize = 256;
@@ -69,41 +69,30 @@ pub(super) enum Order {
 /// The thread, which ends when nobody can order anything any more.
 #[derive(Debug)]
 pub(super) struct SpoolThread {
-    /// `Some` until this is dropped.
-    orders: Option<mpsc::Sender<Order>>,
-    thread: Option<JoinHandle<()>>,
+    /// Dropped before it is waited for.
+    orders: mpsc::Sender<Order>,
+    _thread: OwnThread,
 }
 
 impl SpoolThread {
+    /// # Errors
+    /// No thread can be had.
     pub(super) fn start(
         root: Arc<Directory>,
         disk: Arc<dyn Disk>,
         quotas: Quotas,
         user_used: Arc<AtomicU64>,
         log: Log,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let (orders, to_do) = mpsc::channel();
         let work = Work { root, disk, quotas, user_used, log, open: HashMap::new() };
-        let thread = std::thread::Builder::new().name("spool".to_owned());
-        let thread = thread.spawn(move || work.run(&to_do));
-        if let Err(error) = &thread {
-            log.error(&format!("no output can be spooled: no thread: {error}"));
-        }
-        Self { orders: Some(orders), thread: thread.ok() }
+        let run = |(work, to_do): (Work, _)| work.run(&to_do);
+        let thread = OwnThread::start("spool", (work, to_do), run).map_err(|(error, _)| error)?;
+        Ok(Self { orders, _thread: thread })
     }
 
     pub(super) fn orders(&self) -> mpsc::Sender<Order> {
-        self.orders.clone().unwrap_or_else(|| mpsc::channel().0)
-    }
-}
-
-impl Drop for SpoolThread {
-    fn drop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            // It has nothing to do but what was ordered already; nobody else can wait for that.
-            let _ = thread.join();
-        }
+        self.orders.clone()
     }
 }
 

@@ -138,8 +138,8 @@ impl Attachments {
                 }
             }
             FromJob::Told(told) => self.handle_told(connection, id, told),
-            // A search is the conversation's own.
-            FromJob::Found(..) => {}
+            // These are the conversation's own.
+            FromJob::Found(..) | FromJob::Entered(_) => {}
         }
     }
 

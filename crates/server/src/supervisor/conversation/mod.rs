@@ -1,8 +1,10 @@
 //! One connection to the supervisor: its grant, its jobs, and the bytes between them.
 
 mod attachments;
+mod far;
 mod requests;
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
@@ -47,6 +49,8 @@ pub(super) struct Conversation {
     held_until: Option<Instant>,
     driver: Driver<AnyTransport>,
     attachments: Attachments,
+    /// How it was left, once it was, for what still goes on that it has begun.
+    left: Rc<Cell<Option<Leave>>>,
     from_jobs: UnboundedReceiver<(ChannelId, FromJob)>,
     to_self: UnboundedSender<(ChannelId, FromJob)>,
 }
@@ -77,6 +81,7 @@ impl Conversation {
             held_until: None,
             driver,
             attachments: Attachments::default(),
+            left: Rc::default(),
             from_jobs,
             to_self,
         }
@@ -122,6 +127,7 @@ impl Conversation {
                 }
             }
         };
+        self.left.set(Some(leave));
         self.attachments.leave_all(leave);
         self.supervisor.sessions.end_connection(self.number);
         self.driver.finish().await;
@@ -130,6 +136,7 @@ impl Conversation {
     fn handle_job(&mut self, channel: ChannelId, event: FromJob) {
         match event {
             FromJob::Found(wish, found) => self.found(channel, wish, found),
+            FromJob::Entered(entered) => self.entered(channel, *entered),
             event => self.attachments.handle(&mut self.driver, channel, event),
         }
     }

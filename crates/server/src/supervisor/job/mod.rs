@@ -44,8 +44,8 @@ use route::{Attachment, Stage};
 use spooling::{Located, Spooling, Wanted};
 use start::Ours;
 
-pub(super) use route::{FromJob, Route, Said, ToJob, Wish};
-pub(super) use start::{Opening, start, start_in_session};
+pub(super) use route::{Archived, Entered, Found, FromJob, Route, Said, ToJob, Wish};
+pub(super) use start::{Opening, Started, start, start_in_session};
 pub(super) use written::WrittenJob;
 
 /// The task's state. One task owns it and linearizes everything that happens to the job.
@@ -121,11 +121,11 @@ impl Job {
     pub(super) fn revived(
         key: JobKey,
         remains: &Remains,
+        reader: Option<SpoolReader>,
         supervisor: &Rc<Supervisor>,
     ) -> std::io::Result<(Box<Self>, UnboundedSender<ToJob>)> {
         let (sender, commands) = unbounded_channel();
         let now = Instant::now();
-        let reader = remains.spool.as_ref().and_then(|name| supervisor.jobs.reader(name));
         let bounds = reader.as_ref().map(SpoolReader::bounds);
         let job = Box::new(Self {
             info: Box::new(remains.info.clone()),
@@ -550,9 +550,10 @@ impl Job {
                 None => self.machine.spool_is(SpoolState::Failed),
             }
         }
-        let log = self.stay.supervisor().log;
+        let supervisor = self.stay.supervisor();
         let Some(spool) = &mut self.spool else { return false };
-        let progress = spool.poll(context, &mut self.machine, log);
+        let readers = supervisor.jobs.readers();
+        let progress = spool.poll(context, &mut self.machine, readers, supervisor.log);
         for Located { request, route } in spool.located() {
             self.attach_at(&request, route);
         }

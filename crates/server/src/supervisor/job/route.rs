@@ -1,11 +1,13 @@
 //! Between a job and those who are attached to it: who they are, and what the two say.
 
 use super::written::WrittenJob;
+use crate::store::SpoolReader;
+use crate::supervisor::jobs::Life;
 use afar_core::job::{
     Allowance, AttachRequest, AttachedAt, AttachmentId, Cause, JobKey, Leave, Told,
 };
 use afar_proto::connection::{ChannelId, Stream};
-use afar_proto::message::{Answer, Attach, Attached, JobInfo, Opened, Refused};
+use afar_proto::message::{Answer, Attach, Attached, JobId, JobInfo, Opened, Refused};
 use afar_sys::signals::Signal;
 use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
@@ -63,7 +65,9 @@ pub(in crate::supervisor) enum FromJob {
     /// The answer to a query.
     Answer(Box<Answer>),
     /// It was found out which job is meant, or why none is.
-    Found(Wish, Result<JobKey, Box<Refused>>),
+    Found(Wish, Result<Box<Found>, Box<Refused>>),
+    /// What was asked for was started, or attached to, while the connection did something else.
+    Entered(Box<Entered>),
     /// Something of the job.
     Told(Told),
     /// Nothing is left to be cleaned up that this attachment has begun.
@@ -76,6 +80,35 @@ pub(in crate::supervisor) enum Wish {
     Attach(Box<Attach>),
     Kill(Option<Signal>),
     Remove,
+}
+
+/// A job that was found.
+#[derive(Debug)]
+pub(in crate::supervisor) struct Found {
+    pub(in crate::supervisor) key: JobKey,
+    /// What the archive says of it; `None` if nobody has asked it.
+    pub(in crate::supervisor) archived: Option<Archived>,
+}
+
+/// What the archive says of a job.
+#[derive(Debug)]
+pub(in crate::supervisor) struct Archived {
+    pub(in crate::supervisor) life: Life,
+    /// What reads its output, if it keeps some.
+    pub(in crate::supervisor) reader: Option<SpoolReader>,
+}
+
+/// An attachment that a conversation has not entered yet.
+#[derive(Debug)]
+pub(in crate::supervisor) struct Entered {
+    pub(in crate::supervisor) id: AttachmentId,
+    pub(in crate::supervisor) job: JobId,
+    /// Where to tell the job things.
+    pub(in crate::supervisor) commands: UnboundedSender<ToJob>,
+    /// What its client is told first, unless the job tells it itself.
+    pub(in crate::supervisor) opened: Option<Opened>,
+    /// Whether it wants to leave with that.
+    pub(in crate::supervisor) leaves: bool,
 }
 
 /// Where an attachment is told things.

@@ -3,12 +3,14 @@
 use std::collections::VecDeque;
 use std::future::Future as _;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use afar_core::job::{AttachRequest, AttachmentId, Machine, Piece, SpoolState};
 use afar_proto::connection::Stream;
 use afar_proto::message::AttachStart;
-use tokio::task::JoinHandle;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::route::Route;
 use crate::log::Log;
@@ -29,7 +31,7 @@ pub(super) struct Spooling {
     /// `None` while it reads.
     reader: Option<SpoolReader>,
     tasks: VecDeque<Task>,
-    reading: Option<JoinHandle<(SpoolReader, Done)>>,
+    reading: Option<JoinHandle<Option<(SpoolReader, Done)>>>,
     located: Vec<Located>,
     released: [u64; 2],
 }
@@ -109,9 +111,10 @@ impl Spooling {
         &mut self,
         context: &mut Context<'_>,
         machine: &mut Machine,
+        readers: &Arc<Semaphore>,
         log: Log,
     ) -> bool {
-        let mut progress = self.poll_reading(context, machine);
+        let mut progress = self.poll_reading(context, machine, readers);
         let released = machine.released();
         let Some((_, writer)) = &mut self.writer else { return progress };
         if released != self.released {
@@ -148,7 +151,12 @@ impl Spooling {
         progress
     }
 
-    fn poll_reading(&mut self, context: &mut Context<'_>, machine: &mut Machine) -> bool {
+    fn poll_reading(
+        &mut self,
+        context: &mut Context<'_>,
+        machine: &mut Machine,
+        readers: &Arc<Semaphore>,
+    ) -> bool {
         let mut progress = false;
         loop {
             if let Some(reading) = &mut self.reading {
@@ -156,7 +164,7 @@ impl Spooling {
                 self.reading = None;
                 progress = true;
                 // An error: the runtime is shutting down.
-                let Ok((reader, done)) = read else { return false };
+                let Ok(Some((reader, done))) = read else { return false };
                 self.reader = Some(reader);
                 match done {
                     Done::Read(Wanted { id, stream, .. }, pieces) => {
@@ -167,14 +175,31 @@ impl Spooling {
             }
             let Some(task) = self.tasks.pop_front() else { return progress };
             let Some(mut reader) = self.reader.take() else { return progress };
-            self.reading = Some(tokio::task::spawn_blocking(move || {
+            let turn = Arc::clone(readers).acquire_owned();
+            self.reading = Some(tokio::task::spawn_local(async move {
+                // The semaphore is never closed.
+                let turn = turn.await.ok();
                 let done = match task {
-                    Task::Read(wanted) => Done::Read(wanted, read(&mut reader, wanted)),
+                    Task::Read(wanted) => {
+                        let read = move || {
+                            let _turn = turn;
+                            let pieces = read(&mut reader, wanted);
+                            (reader, pieces)
+                        };
+                        let (reader, pieces) = spawn_blocking(read).await.ok()?;
+                        (reader, Done::Read(wanted, pieces))
+                    }
                     Task::Locate(request, route) => {
-                        Done::Located(Located { request: locate(&mut reader, request), route })
+                        let locate = move || {
+                            let _turn = turn;
+                            let request = locate(&mut reader, request);
+                            (reader, request)
+                        };
+                        let (reader, request) = spawn_blocking(locate).await.ok()?;
+                        (reader, Done::Located(Located { request, route }))
                     }
                 };
-                (reader, done)
+                Some(done)
             }));
         }
     }

@@ -13,8 +13,12 @@ use crate::store::{ArchiveConfig, Beginning, Quotas, RealDisk};
 const FINGERPRINT: &str = "SHA256:x";
 
 fn open(path: &Path, incarnation: &str) -> Jobs {
-    let config =
-        ArchiveConfig { disk: Arc::new(RealDisk), quotas: Quotas::default(), log: Log::default() };
+    let config = ArchiveConfig {
+        disk: Arc::new(RealDisk),
+        quotas: Quotas::default(),
+        may_hang: false,
+        log: Log::default(),
+    };
     let beginning = Beginning {
         incarnation: Some(incarnation.to_owned()),
         boot: "0d9c5b1e-0000-4000-8000-000000000001".to_owned(),
