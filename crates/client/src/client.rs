@@ -7,11 +7,12 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use afar_core::target::Target;
-use afar_net::signer::DelegatedKey;
+use afar_net::identity::LockedKey;
+use afar_net::signer::{DelegatedKey, FileKey};
 use afar_proto::message::JobId;
 
 use crate::command::Command;
@@ -30,7 +31,7 @@ use crate::ssh_config_files::SshConfig;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// For how long a client asks to be let in again by an ephemeral key, so that a reconnection needs
-/// neither a passphrase nor a touch.
+/// nobody at the agent.
 pub const DELEGATION: Duration = Duration::from_secs(3600);
 
 /// The local user, for the defaults that are named after one.
@@ -55,11 +56,15 @@ pub type Launcher = dyn Fn() -> Result<UnixStream, String> + Send + Sync;
 /// Reaches hosts and runs commands there.
 ///
 /// Cheap to clone; clones share what was learned, such as the ephemeral keys of the hosts that
-/// were logged in to. Needs a tokio runtime with I/O and time.
+/// were logged in to. The keys of files by which it was let in stay in its memory, those that a
+/// person has unlocked too, and are wiped with the last clone: a lost connection can be made again
+/// whatever has become of the files, and no passphrase is asked for twice. Needs a tokio runtime with
+/// I/O and time.
 #[derive(Clone)]
 pub struct Client {
     pub(crate) options: Arc<Options>,
     delegated: Arc<Mutex<BTreeMap<String, Delegated>>>,
+    kept: Arc<Mutex<KeptKeys>>,
     /// See [`Client::request_in_flight`].
     pub(crate) in_flight: Arc<AtomicBool>,
 }
@@ -69,6 +74,15 @@ pub struct Client {
 struct Delegated {
     key: DelegatedKey,
     expires: Instant,
+}
+
+/// Keys of files, in memory, for whoever comes back.
+#[derive(Default)]
+struct KeptKeys {
+    /// By the destination that has let each in.
+    accepted: BTreeMap<String, FileKey>,
+    /// Those that a person has unlocked: one for each passphrase that was typed.
+    unlocked: Vec<FileKey>,
 }
 
 /// When an ephemeral key is asked for at a login, and for how long.
@@ -245,8 +259,31 @@ impl Client {
         options.prompt = Arc::new(NoPrompt);
         options.accept_new = false;
         options.unattended = true;
-        let (delegated, in_flight) = (Arc::clone(&self.delegated), Arc::default());
-        Self { options: Arc::new(options), delegated, in_flight }
+        Self { options: Arc::new(options), in_flight: Arc::default(), ..self.clone() }
+    }
+
+    /// The key of a file by which a destination was logged in to.
+    pub(crate) fn kept(&self, destination: &str) -> Option<FileKey> {
+        self.kept_keys().accepted.get(destination).cloned()
+    }
+
+    /// Keeps a key that a destination has accepted.
+    pub(crate) fn keep(&self, destination: &str, key: &FileKey) {
+        self.kept_keys().accepted.insert(destination.to_owned(), key.clone());
+    }
+
+    /// Keeps a key that a person has unlocked.
+    pub(crate) fn keep_unlocked(&self, key: &FileKey) {
+        self.kept_keys().unlocked.push(key.clone());
+    }
+
+    /// The key of a locked file, if it was unlocked before.
+    pub(crate) fn opened(&self, locked: &LockedKey) -> Option<FileKey> {
+        self.kept_keys().unlocked.iter().find_map(|key| locked.opened_by(key))
+    }
+
+    fn kept_keys(&self) -> MutexGuard<'_, KeptKeys> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The ephemeral key for a destination, if there is one that still holds.
@@ -393,8 +430,9 @@ impl ClientBuilder {
         self
     }
 
-    /// The same, but only where another login by the same key could take a person: for a passphrase,
-    /// a touch, or whatever an agent asks. That is all that a lost connection needs.
+    /// The same, but only where another login by the same key could take a person: for a touch,
+    /// or whatever else an agent asks. That is all that a lost connection needs: keys of files stay in
+    /// memory.
     pub fn delegate_where_needed(mut self, lifetime: Duration) -> Self {
         self.options.delegation = Delegation::WhereNeeded(lifetime);
         self
@@ -438,6 +476,7 @@ impl ClientBuilder {
         Client {
             options: Arc::new(self.options),
             delegated: Arc::default(),
+            kept: Arc::default(),
             in_flight: Arc::default(),
         }
     }

@@ -17,7 +17,7 @@ use afar_net::host_key::HostPublicKey;
 use afar_net::identity::{LockedKey, UnlockError};
 use afar_net::login::{Candidate, LoggedIn, Login, LoginError, RejectedHost, login};
 use afar_net::public_key::{KeyKind, fingerprint};
-use afar_net::signer::{FileKey, Signer};
+use afar_net::signer::{FileKey, SignError, Signer};
 use afar_net::tls::{self, Shown, Verdict};
 use afar_proto::auth::AuthError;
 use afar_proto::limits::AUTH_DEADLINE;
@@ -93,7 +93,7 @@ pub(crate) async fn offered_keys(
     };
     let files = sources.load_files()?;
     tell_skipped(client, &files);
-    let held = sources.agent_keys().await;
+    let held = sources.agent_keys().await.unwrap_or_default();
     for UnusableKey { comment, reason } in held.unusable {
         let text = format!("the agent's key \"{comment}\" can't be used: {reason}");
         client.options.prompt.notice(&Notice::PassedOver(text));
@@ -141,19 +141,18 @@ struct Attempt {
     /// One that is used without asking.
     pipeline: Option<usize>,
     kind: Kind,
-    /// Whether a person was asked for a passphrase.
-    unlocked: bool,
 }
 
 impl Attempt {
     fn new(candidates: Vec<Candidate>, pipeline: Option<usize>, kind: Kind) -> Self {
-        Self { candidates, pipeline, kind, unlocked: false }
+        Self { candidates, pipeline, kind }
     }
 
-    /// Whether another login by the same key could take a person. What an agent asks, nobody knows.
+    /// Whether another login by the same key could take a person. What an agent asks, nobody knows;
+    /// the key of a file stays in memory.
     fn may_take_a_person(&self) -> bool {
         let by_agent = |key: &Candidate| matches!(key, Candidate::Usable(Signer::Agent(_)));
-        self.unlocked || self.candidates.iter().any(by_agent)
+        self.candidates.iter().any(by_agent)
     }
 }
 
@@ -162,7 +161,7 @@ impl Attempt {
 enum Kind {
     /// The ephemeral key of an earlier login.
     Delegated,
-    /// Some of the keys: the remembered one, or those of named files.
+    /// Some of the keys: the one of the login before, the remembered one, or those of named files.
     Some,
     /// All keys that there are.
     All,
@@ -209,9 +208,10 @@ impl<'a> Connector<'a> {
                     let Candidate::Locked(locked) = attempt.candidates.swap_remove(index) else {
                         return Err(Error::TaskFailed);
                     };
-                    let key = Candidate::Usable(Signer::File(self.unlock(locked).await?));
+                    let key = self.unlock(locked).await?;
+                    self.client.keep_unlocked(&key);
+                    let key = Candidate::Usable(Signer::File(key));
                     attempt = Attempt::new(vec![key], None, Kind::All);
-                    attempt.unlocked = true;
                 }
                 Err(LoginError::Refused { key_index, .. }) if attempt.kind != Kind::All => {
                     let blob = attempt.candidates.get(key_index).map(Candidate::public_blob);
@@ -237,7 +237,22 @@ impl<'a> Connector<'a> {
             let candidates = vec![Candidate::Usable(Signer::Delegated(key))];
             return Ok(Attempt::new(candidates, Some(0), Kind::Delegated));
         }
+        if self.client.options.unattended {
+            return self.attempt_again().await;
+        }
         self.attempt_with_own_keys().await
+    }
+
+    /// Whoever comes back does so by the key of the login before, if that was a file's: no file has
+    /// to be there any more, and no file server to answer.
+    async fn attempt_again(&self) -> Result<Attempt, Error> {
+        match self.client.kept(&self.route.destination) {
+            Some(key) => {
+                let candidates = vec![Candidate::Usable(Signer::File(key))];
+                Ok(Attempt::new(candidates, Some(0), Kind::Some))
+            }
+            None => self.attempt_with_own_keys().await,
+        }
     }
 
     async fn attempt_with_own_keys(&self) -> Result<Attempt, Error> {
@@ -245,8 +260,7 @@ impl<'a> Connector<'a> {
         let files = sources.load_files()?;
         let remembered = self.route.accepted.recall(&self.route.destination);
         let ready = |key: &Candidate| matches!(key, Candidate::Usable(_));
-        let mut without_agent = sources.candidates(files, Vec::new());
-        self.drop_unattended(&mut without_agent);
+        let without_agent = self.open(sources.candidates(files, Vec::new()));
         let is_remembered =
             |key: &Candidate| remembered.as_ref() == Some(&fingerprint(key.public_blob()));
         if let Some(index) = without_agent.iter().position(|key| ready(key) && is_remembered(key)) {
@@ -268,26 +282,51 @@ impl<'a> Connector<'a> {
         let sources = &self.route.identities;
         let files = sources.load_files()?;
         tell_skipped(self.client, &files);
-        let mut candidates = sources.candidates(files, sources.agent_keys().await.keys);
+        let (held, problem) = match sources.agent_keys().await {
+            Ok(held) => (held.keys, None),
+            Err(problem) => (Vec::new(), Some(problem)),
+        };
+        let mut candidates = self.open(sources.candidates(files, held));
         candidates.retain(|key| refused.iter().all(|blob| blob != key.public_blob()));
-        self.drop_unattended(&mut candidates);
-        Ok(candidates)
+        match problem {
+            // The agent may be there again by the next attempt.
+            Some(problem)
+                if self.client.options.unattended
+                    && candidates.is_empty()
+                    && refused.is_empty() =>
+            {
+                Err(SignError::Agent(problem).into())
+            }
+            // One that does not answer has none: the files may do.
+            _ => Ok(candidates),
+        }
     }
 
-    /// Where nobody is there, only what signs without a passphrase or a touch is a key.
-    fn drop_unattended(&self, candidates: &mut Vec<Candidate>) {
-        if self.client.options.unattended {
-            candidates.retain(|key| match key {
-                Candidate::Usable(signer) => !signer.algorithm().starts_with("sk-"),
-                Candidate::Locked(_) => false,
-            });
-        }
+    /// With those keys unlocked that were before. Where nobody is there, only what signs without a
+    /// passphrase or a touch is a key.
+    fn open(&self, candidates: Vec<Candidate>) -> Vec<Candidate> {
+        let opened = candidates.into_iter().map(|key| match key {
+            Candidate::Locked(locked) => match self.client.opened(&locked) {
+                Some(key) => Candidate::Usable(Signer::File(key)),
+                None => Candidate::Locked(locked),
+            },
+            usable @ Candidate::Usable(_) => usable,
+        });
+        let attended = !self.client.options.unattended;
+        let signs_alone = |key: &Candidate| match key {
+            Candidate::Usable(signer) => !signer.algorithm().starts_with("sk-"),
+            Candidate::Locked(_) => false,
+        };
+        opened.filter(|key| attended || signs_alone(key)).collect()
     }
 
     async fn after_refusal(&self, kind: Kind, refused: &[Vec<u8>]) -> Result<Attempt, Error> {
         if kind == Kind::Delegated {
             self.client.set_delegated(&self.route.destination, None);
-            return self.attempt_with_own_keys().await;
+            return match self.client.options.unattended {
+                true => self.attempt_again().await,
+                false => self.attempt_with_own_keys().await,
+            };
         }
         self.route.accepted.remember(&self.route.destination, None);
         let candidates = self.all_candidates(refused).await?;
@@ -317,6 +356,10 @@ impl<'a> Connector<'a> {
         let Route { destination, accepted, .. } = self.route;
         if let Some((key, lifetime)) = &logged_in.delegated {
             self.client.set_delegated(destination, Some((key.clone(), *lifetime)));
+        }
+        let signer = attempt.candidates.get(logged_in.key_index);
+        if let Some(Candidate::Usable(Signer::File(key))) = signer {
+            self.client.keep(destination, key);
         }
         // A key that is used without asking anyway need not be remembered.
         let certain = attempt.candidates.len() == 1 && attempt.pipeline.is_some();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use afar_core::certificate::Certificate;
 use afar_core::key::PublicKeyBlob;
-use afar_net::agent::{Agent, AgentKey, Identities};
+use afar_net::agent::{Agent, AgentError, AgentKey, Identities};
 use afar_net::identity::{self, IdentityError, IdentityFile, certificate_beside};
 use afar_net::login::Candidate;
 use afar_net::public_key::fingerprint;
@@ -179,11 +179,11 @@ impl IdentitySources {
         Ok(())
     }
 
-    /// What the agent holds. An agent that does not answer has none: the files may do.
-    pub(crate) async fn agent_keys(&self) -> Identities {
+    /// What the agent holds; nothing if there is none to be asked.
+    pub(crate) async fn agent_keys(&self) -> Result<Identities, AgentError> {
         match &self.agent {
-            Some(agent) => agent.identities().await.unwrap_or_default(),
-            None => Identities::default(),
+            Some(agent) => agent.identities().await,
+            None => Ok(Identities::default()),
         }
     }
 

@@ -275,3 +275,31 @@ fn fault_65_a_host_behind_ssh_is_reached_again() {
     goes_on(run, |client| process::kill_descendants(client.pid()));
     assert!(host.json("result")["reconnects"].as_u64() >= Some(1));
 }
+
+/// The listener remembers the ephemeral keys that others vouched for, and is gone.
+#[test]
+fn fault_55_a_passphrase_is_asked_for_once_over_a_listener_that_was_restarted() {
+    let mut far = Far::new();
+    let key = far.host.key();
+    let change = ["-q", "-p", "-P", "", "-N", "open sesame", "-f", key.to_str().unwrap()];
+    let _ = Run::new("ssh-keygen", change).output().success();
+    let (target, options) = (far.target(), far.host.client_options());
+    let options = options.iter().map(|word| word.to_str().unwrap());
+    let words: Vec<&str> =
+        ["run", "-v"].into_iter().chain(options).chain([target.as_str(), "-c", ECHOES]).collect();
+    let (mut terminal, mut client) = Terminal::afar(&far.host, &words);
+    terminal.wait_for("Passphrase for ");
+    terminal.type_line("open sesame");
+    assert_eq!(client.line().as_deref(), Some("ready"));
+    far.host.listener().kill();
+    far.go_away();
+    client.wait_for_stderr("reconnecting");
+    far.host.restart_listener();
+    far.come_back();
+    client.wait_for_stderr("connected again");
+    terminal.type_line("still here");
+    assert_eq!(client.line().as_deref(), Some("still here"));
+    terminal.type_keys("\x04");
+    assert_eq!(client.wait().code(), 6);
+    assert!(!terminal.shown().contains("Passphrase"), "{}", terminal.shown());
+}

@@ -213,6 +213,13 @@ impl LockedKey {
         })
     }
 
+    /// This key, if it is the one that was unlocked before: as it is offered here, by a certificate
+    /// that may be newer.
+    #[must_use]
+    pub fn opened_by(&self, unlocked: &FileKey) -> Option<FileKey> {
+        (unlocked.key_blob() == self.blob).then(|| unlocked.offered_by(self.certificate.clone()))
+    }
+
     /// Asks for the passphrase, at most `attempts_max` times, until one is right.
     ///
     /// `ask` is told which key and the number of the attempt, from 1; `None` gives up, as an

@@ -153,6 +153,16 @@ impl FileKey {
         Ok(Self { key, certificate: None, path: path.into(), comment: comment.into() })
     }
 
+    /// The same key as it would be offered without a certificate, or by this one of it.
+    pub(crate) fn offered_by(&self, certificate: Option<Arc<Certificate>>) -> Self {
+        Self { certificate, ..self.clone() }
+    }
+
+    /// The SSH wire blob of the key itself.
+    pub(crate) fn key_blob(&self) -> &[u8] {
+        &self.key.blob
+    }
+
     /// The same key, offered by this certificate, which is one of it.
     pub(crate) fn with_certificate(&self, certificate: Arc<Certificate>) -> Self {
         Self { certificate: Some(certificate), ..self.clone() }

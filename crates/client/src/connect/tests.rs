@@ -1,5 +1,7 @@
 //! Logging in at a real listener's door, with a gatekeeper that takes the keys that a test names.
 
+mod again;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;

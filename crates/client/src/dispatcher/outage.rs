@@ -4,7 +4,11 @@
 use std::time::Duration;
 
 use afar_core::escape::escape_for_terminal;
+use afar_net::agent::AgentError;
 use afar_net::driver::Driver;
+use afar_net::files::FileError;
+use afar_net::identity::IdentityError;
+use afar_net::signer::SignError;
 use afar_net::transport::AnyTransport;
 use afar_proto::auth::AuthError;
 use afar_proto::connection::Event;
@@ -193,6 +197,13 @@ pub(super) fn is_worth_a_retry(error: &ConnectionError, ready: bool) -> bool {
 /// Whether another attempt would come to the same (`J-4.3`).
 pub(super) fn is_for_good(error: &Error) -> bool {
     match error {
+        // A file server, or an agent, can be away as a host can.
+        Error::File(FileError::Io { .. })
+        | Error::Identity(IdentityError::File(FileError::Io { .. }))
+        | Error::Sign(SignError::Library | SignError::Agent(AgentError::Unreachable { .. }))
+        | Error::Sign(SignError::Agent(AgentError::TimedOut { .. } | AgentError::Broken(_))) => {
+            false
+        }
         Error::Connect { .. }
         | Error::ConnectTimeout { .. }
         | Error::Resolve { .. }
@@ -262,6 +273,37 @@ mod tests {
         let outage = outage(Duration::from_secs(1));
         assert!(outage.is_worth_another(&goodbye(GoodbyeCode::Unavailable)));
         assert!(!outage.is_worth_another(&goodbye(GoodbyeCode::Revoked)));
+    }
+
+    /// `J-4.3`
+    #[test]
+    fn what_is_away_for_a_moment_ends_no_attempt() {
+        let io = || std::io::Error::from(std::io::ErrorKind::StaleNetworkFileHandle);
+        let path = || std::path::PathBuf::from("/key");
+        let agent = |error| Error::Sign(SignError::Agent(error));
+        let host = || "web".to_owned();
+        for (error, for_good) in [
+            (Error::File(FileError::Io { action: "read", path: path(), source: io() }), false),
+            (
+                Error::Identity(IdentityError::File(FileError::Io {
+                    action: "read",
+                    path: path(),
+                    source: io(),
+                })),
+                false,
+            ),
+            (Error::File(FileError::KeyTooOpen { path: path(), mode: 0o644 }), true),
+            (agent(AgentError::Unreachable { path: path(), source: io() }), false),
+            (agent(AgentError::TimedOut { after: Duration::from_secs(1) }), false),
+            (agent(AgentError::Broken(io())), false),
+            (agent(AgentError::Refused), true),
+            (Error::NeedsPerson { host: host() }, true),
+            (Error::TooLate, false),
+            (Error::Resolve { host: host(), source: io() }, false),
+            (Error::KeysRefused { host: host(), user: host(), keys: host() }, true),
+        ] {
+            assert_eq!(is_for_good(&error), for_good, "{error}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

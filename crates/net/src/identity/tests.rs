@@ -62,6 +62,31 @@ async fn an_encrypted_key_is_offered_before_its_passphrase_is_known() {
     }
 }
 
+/// Certificates last for hours, and the passphrase of their key for as long as it is remembered.
+#[tokio::test]
+async fn a_key_that_was_unlocked_opens_its_file_again_by_a_newer_certificate() {
+    let (_temp, ssh) = home();
+    let (path, authority) = (ssh.join("id_ed25519"), ssh.join("ca"));
+    let args = ["-t", "ed25519", "-N", "open sesame", "-a", "1"];
+    let blob = keygen::generate(&path, &args, "me");
+    keygen::generate(&authority, &["-t", "ed25519", "-N", ""], "ca");
+    let open = locked(&path).unlock(b"open sesame").unwrap();
+    assert_signs(locked(&path).opened_by(&open).unwrap(), &blob).await;
+    let public = path.with_extension("pub");
+    let (authority, public) = (authority.to_str().unwrap(), public.to_str().unwrap());
+    keygen::succeed(&["-q", "-s", authority, "-I", "id", "-n", "me", public], b"");
+    let certificate = Arc::new(load_certificate(&ssh.join("id_ed25519-cert.pub")).unwrap());
+    let certified = IdentityFile::Locked(locked(&path)).with_certificate(&certificate);
+    let Some(IdentityFile::Locked(certified)) = certified else { panic!("it is of another key") };
+    let again = certified.opened_by(&open).unwrap();
+    assert_eq!(again.public_blob(), certificate.blob().as_bytes());
+    // And without it.
+    assert_eq!(locked(&path).opened_by(&again).unwrap().public_blob(), blob);
+    let other = ssh.join("other");
+    keygen::generate(&other, &args, "me");
+    assert!(locked(&other).opened_by(&open).is_none());
+}
+
 #[test]
 fn without_its_neighbour_only_the_comment_is_missing() {
     let (_temp, ssh) = home();
