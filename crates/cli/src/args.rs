@@ -265,8 +265,8 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     pub(crate) check: bool,
 
-    /// Have the supervisors that run go on as the program that is installed now, with their jobs, and
-    /// leave; as root those of all users
+    /// Have the supervisors that run go on as the program that is installed now, with their jobs, say
+    /// what has come of it, and leave; as root those of all users
     #[arg(long, conflicts_with = "check")]
     pub(crate) upgrade: bool,
 

@@ -93,12 +93,61 @@ fn afar_serve_upgrade_tells_the_supervisor() {
     begin(&mut client, "told");
     let supervisor = host.supervisor().unwrap();
     let output = host.afar(["serve", "--upgrade"]).output();
-    let said = format!("process {}", supervisor.pid());
+    let said =
+        format!("(process {}) goes on as afar {}", supervisor.pid(), env!("CARGO_PKG_VERSION"));
     assert!(output.expect_code(0).error_text().contains(&said), "{output:?}");
+    assert!(host.log().contains("went on after an upgrade"), "{}", host.log());
     assert_eq!(client.link.expect_goodbye().0, "restart");
     let mut client = log_in(&host);
     attach(&mut client, "told", 7);
     finish(&mut client, supervisor.pid());
+}
+
+/// What the next command of a session says, run by its shell.
+#[track_caller]
+fn in_session(host: &Host, script: &str) -> String {
+    host.run(["--session", "s", "-c", script]).output().success().text().to_owned()
+}
+
+#[test]
+fn a_session_goes_on_over_an_upgrade_with_its_shell() {
+    let host = Host::start();
+    let set = "cd /usr; kept=1; f() { echo f $kept $PWD $?; }; echo $$; false";
+    let output = host.run(["--session", "s", "-c", set]).output();
+    let shell = output.expect_code(1).text().to_owned();
+    for _ in 0..2 {
+        host.afar(["serve", "--upgrade"]).output().success();
+        assert_eq!(
+            in_session(&host, "f; echo $$; false || true; kept=$((kept))"),
+            format!("f 1 /usr {}\n{shell}", 1)
+        );
+        host.run(["--session", "s", "-c", "false"]).output().expect_code(1);
+    }
+    // One whose shell has ended meanwhile says so.
+    let shell = shell.trim().parse().expect("a number");
+    Process::open(shell).expect("it is there").kill();
+    host.afar(["serve", "--upgrade"]).output().success();
+    let result = host.file("result");
+    let words = ["--session", "s", "--result", result.to_str().unwrap(), "-c", "echo $kept"];
+    assert_eq!(host.run(words).output().success().text(), "\n");
+    assert_eq!(host.json("result")["session_restarted"], true);
+}
+
+#[test]
+fn an_upgrade_waits_for_a_command_of_a_session_and_says_so() {
+    let host = Host::start();
+    let (runs, go) = (host.fifo("runs"), host.fifo("go"));
+    let script = format!("echo >{}; read x <{}; echo done", runs.word(), go.word());
+    let client = host.run(["--session", "s", "-c", &script]).spawn();
+    let _ = runs.line();
+    let told = host.afar(["serve", "--upgrade"]).output();
+    assert!(told.expect_code(255).error_text().contains("not upgraded yet"), "{told:?}");
+    assert!(!host.log().contains("goes on as the new program"), "{}", host.log());
+    go.release();
+    assert_eq!(client.wait().success().text(), "done\n");
+    // It comes by itself, and the next one is another.
+    host.afar(["serve", "--upgrade"]).output().success();
+    assert!(host.log().contains("went on after an upgrade"), "{}", host.log());
 }
 
 /// A host whose program is a copy that can be replaced.
@@ -134,6 +183,12 @@ fn a_program_that_can_not_go_on_is_not_executed_and_everything_goes_on() {
         client = log_in(&host);
         attach(&mut client, "safe", 7);
         assert!(host.log().contains(said), "{}", host.log());
+        let told = host.afar(["serve", "--upgrade"]).output();
+        let told = told.expect_code(255).error_text().to_owned();
+        assert!(told.contains("is not upgraded, everything goes on as it was: "), "{told}");
+        assert_eq!(client.link.expect_goodbye().0, "restart");
+        client = log_in(&host);
+        attach(&mut client, "safe", 7);
     }
     assert_eq!(program_of(&supervisor), before);
     finish(&mut client, supervisor.pid());

@@ -10,12 +10,15 @@ use afar_core::policy::{Grant, GrantError, GrantKind};
 use afar_proto::Connection;
 use afar_proto::error::Misbehaviour;
 use afar_proto::frame::{Frame, FrameReader, Header, Kind, Phase};
+use afar_proto::json;
 use afar_proto::limits::{FRAME_HEADER_BYTES, HAND_OFF_PLAINTEXT_BYTES_MAX};
 use afar_sys::descriptor_passing::{receive_with_descriptor, send_with_descriptor};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use zeroize::{Zeroize as _, Zeroizing};
+
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
 use crate::driver::Driver;
@@ -68,6 +71,63 @@ pub async fn hand_off(
     stream.write_all(rest).await
 }
 
+/// What somebody wants who has connected to a supervisor.
+#[derive(Debug)]
+pub enum Introduction {
+    /// To have a client served.
+    Client(Box<Introduced>),
+    /// That the supervisor goes on as the program that is installed now; here it says what comes of it,
+    /// in frames of [`UpgradeNews`] (`W-4.17`).
+    Upgrade(UnixStream),
+}
+
+/// What comes of an upgrade that was asked for (`W-4.17`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case", deny_unknown_fields)]
+pub enum UpgradeNews {
+    /// It will come by itself; nothing more is said.
+    Waits {
+        /// What it waits for.
+        message: String,
+    },
+    /// The supervisor goes on as another program.
+    Done {
+        /// That program's version.
+        version: String,
+    },
+    /// Everything goes on as it was.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}
+
+impl UpgradeNews {
+    /// The frame that asks for them.
+    #[must_use]
+    pub fn wanted() -> Bytes {
+        Frame::control(Kind::Upgrade, b"{}".as_slice()).to_bytes()
+    }
+
+    /// The frame that tells them.
+    #[must_use]
+    pub fn to_frame(&self) -> Bytes {
+        Frame::control(Kind::Upgrade, json::to_vec(self)).to_bytes()
+    }
+
+    /// Reads them from the bytes of frames; `None` while they are not whole.
+    ///
+    /// # Errors
+    /// The bytes are no frames, or not of this kind.
+    pub fn read(bytes: &[u8]) -> Result<Option<Self>, IntroductionError> {
+        let mut reader = FrameReader::new(Phase::Grant);
+        reader.push(bytes);
+        let Some(frame) = reader.next_frame()? else { return Ok(None) };
+        let payload = expect(frame, Kind::Upgrade)?;
+        Ok(Some(json::from_slice(&payload).map_err(IntroductionError::News)?))
+    }
+}
+
 /// Whom somebody who has connected to a supervisor brings.
 #[derive(Debug)]
 pub struct Introduced {
@@ -97,6 +157,9 @@ pub enum IntroductionError {
     /// The grant is none.
     #[error("{0}")]
     Grant(#[from] GrantError),
+    /// What is said of an upgrade is none of its news.
+    #[error("{0}")]
+    News(#[source] json::JsonError),
     /// The state of the connection is none.
     #[error("{0}")]
     HandOff(#[from] MalformedHandOff),
@@ -114,17 +177,20 @@ pub enum IntroductionError {
     Io(#[from] io::Error),
 }
 
-/// Reads whom a process has brought that has connected to the supervisor. Who that process is was
+/// Reads what a process wants that has connected to the supervisor, and whom it has brought. Who that process is was
 /// checked, and the time is bounded, by the caller.
 ///
 /// # Errors
 /// See [`IntroductionError`]; both connections are closed.
-pub async fn introduced(mut stream: UnixStream) -> Result<Introduced, IntroductionError> {
+pub async fn introduced(mut stream: UnixStream) -> Result<Introduction, IntroductionError> {
     let mut reader = FrameReader::new(Phase::Grant);
     let mut buffer = Zeroizing::new(vec![0; 64 * 1024]);
     let mut socket: Option<OwnedFd> = None;
     let grant = loop {
         if let Some(frame) = reader.next_frame()? {
+            if frame.kind == Kind::Upgrade && frame.channel == 0 {
+                return Ok(Introduction::Upgrade(stream));
+            }
             break Grant::decode(&expect(frame, Kind::Grant)?)?;
         }
         let received = stream
@@ -143,7 +209,8 @@ pub async fn introduced(mut stream: UnixStream) -> Result<Introduced, Introducti
             return Err(IntroductionError::NoConnection(grant.kind));
         }
         let transport = AnyTransport::Unix(UnixTransport::new(stream));
-        return Ok(Introduced { grant, transport, first: reader.into_rest() });
+        let first = reader.into_rest();
+        return Ok(Introduction::Client(Box::new(Introduced { grant, transport, first })));
     };
     let state = loop {
         if let Some(frame) = reader.next_frame()? {
@@ -170,7 +237,7 @@ pub async fn introduced(mut stream: UnixStream) -> Result<Introduced, Introducti
     stream.read_exact(first.get_mut(read..).unwrap_or_default()).await?;
     let transport = TlsTransport::from_hand_off(socket, state)?;
     let transport = AnyTransport::Tls(Box::new(transport));
-    Ok(Introduced { grant, transport, first: first.freeze() })
+    Ok(Introduction::Client(Box::new(Introduced { grant, transport, first: first.freeze() })))
 }
 
 fn expect(frame: Frame, expected: Kind) -> Result<Bytes, IntroductionError> {

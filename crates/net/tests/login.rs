@@ -13,7 +13,7 @@ use afar_net::clock::Clock;
 use afar_net::dial::connect_tcp;
 use afar_net::driver::Driver;
 use afar_net::host_key::{HostKey, HostKeys};
-use afar_net::local::{self, IntroductionError, introduced};
+use afar_net::local::{self, Introduction, IntroductionError, UpgradeNews, introduced};
 use afar_net::login::{Candidate, LoggedIn, Login, LoginError, login};
 use afar_net::signer::{DelegatedKey, Signer};
 use afar_net::tls::{TlsServer, Verdict, connect};
@@ -263,7 +263,7 @@ async fn a_connection_that_was_handed_off_goes_on_where_it_was() {
     let gone = local::hand_off(listener, &grant, accepted.transport, &accepted.rest);
     let (gone, came) = tokio::join!(gone, introduced(supervisor));
     gone.unwrap();
-    let came = came.unwrap();
+    let Introduction::Client(came) = came.unwrap() else { panic!() };
     assert_eq!(came.grant, grant);
     let clock = Clock::new();
     let connection = Connection::new(Role::Server, Config::default(), clock.now());
@@ -295,13 +295,31 @@ async fn a_connection_that_was_handed_off_goes_on_where_it_was() {
     assert_eq!(told, refused);
 }
 
+/// W-4.17
+#[tokio::test]
+async fn who_asks_for_an_upgrade_brings_nobody_and_is_told_what_comes_of_it() {
+    let (mut ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+    ours.write_all(&UpgradeNews::wanted()).await.unwrap();
+    let came = introduced(theirs).await.unwrap();
+    assert!(matches!(came, Introduction::Upgrade(_)), "{came:?}");
+    let news = UpgradeNews::Failed { message: "no".to_owned() };
+    let frame = news.to_frame();
+    for end in 0..frame.len() {
+        assert!(UpgradeNews::read(&frame[..end]).unwrap().is_none());
+    }
+    assert_eq!(UpgradeNews::read(&frame).unwrap(), Some(news));
+    assert!(UpgradeNews::read(&UpgradeNews::wanted()).is_err());
+    let grant = Frame::control(Kind::Grant, Grant::local("ann", 7).encode()).to_bytes();
+    assert!(UpgradeNews::read(&grant).is_err());
+}
+
 #[tokio::test]
 async fn what_is_no_introduction_brings_nobody() {
     let grant = Frame::control(Kind::Grant, Grant::local("ann", 7).encode()).to_bytes();
     // Without a socket it is a local client's grant, and part 2 follows.
     let (mut ours, theirs) = tokio::net::UnixStream::pair().unwrap();
     ours.write_all(&[&grant[..], b"part 2"].concat()).await.unwrap();
-    let came = introduced(theirs).await.unwrap();
+    let Introduction::Client(came) = introduced(theirs).await.unwrap() else { panic!() };
     assert!(matches!(came.transport, AnyTransport::Unix(_)));
     assert_eq!(&came.first[..], b"part 2");
     // Who was let in by a key comes with the connection, or not at all.

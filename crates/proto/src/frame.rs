@@ -26,6 +26,9 @@ pub enum Kind {
     AuthRefused = 0x06,
     /// The last frame of a side that ends the connection in order.
     Goodbye = 0x07,
+    /// Asks a supervisor to go on as the program that is installed now, and what comes of it; never on
+    /// the network.
+    Upgrade = 0x0d,
     /// The state of a connection that goes on in the supervisor, from a listener; never on the
     /// network.
     HandOff = 0x0e,
@@ -87,7 +90,7 @@ pub const FLAG_MORE: u8 = 0x01;
 
 impl Kind {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Hello,
         Self::AuthQuery,
         Self::AuthQueryResult,
@@ -95,6 +98,7 @@ impl Kind {
         Self::AuthOk,
         Self::AuthRefused,
         Self::Goodbye,
+        Self::Upgrade,
         Self::HandOff,
         Self::Grant,
         Self::JobHello,
@@ -219,7 +223,7 @@ impl Frame {
 pub enum Phase {
     /// Before authentication: every frame is small (`W-9.1`).
     Preauth,
-    /// GRANT and HAND_OFF, between a listener and a supervisor.
+    /// GRANT, HAND_OFF and UPGRADE, between processes of one machine.
     Grant,
     /// Jobs.
     Jobs,

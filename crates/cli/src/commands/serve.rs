@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use afar_client::{CLASSIC_PORT, DEFAULT_PORT};
 use afar_core::doorkeeper::DoorRules;
+use afar_core::escape::escape_for_terminal;
 use afar_server::classic::ClassicConfig;
-use afar_server::launch::running::{Told, tell_to_upgrade};
+use afar_server::launch::running::{Told, UpgradeNews, tell_to_upgrade};
 use afar_server::listener::{Ready, ServeConfig, check, serve};
 use afar_server::log::{Level, Log};
 use afar_server::monitor::check_pattern;
@@ -53,26 +54,46 @@ pub(crate) fn cmd_serve(args: ServeArgs) -> Exit {
     }
 }
 
-/// Tells the supervisors; what comes of it is in their logs.
+/// Tells the supervisors, and says what has come of it. Fails unless all of them go on as the new program.
 fn upgrade(args: &ServeArgs) -> Exit {
-    let told = match tell_to_upgrade(&args.accounts.socket_dir) {
-        Ok(told) => told,
-        Err(error) => {
-            say(&format!("serve: {error}"));
-            return Exit::Failed;
+    let quiet = args.verbosity.level() == Verbosity::Quiet;
+    let (mut count, mut all) = (0, true);
+    let told = tell_to_upgrade(&args.accounts.socket_dir, |told| {
+        let is_done = matches!(told.news, Ok(UpgradeNews::Done { .. }));
+        count += 1;
+        all &= is_done;
+        if !quiet || !is_done {
+            say(&news_of(&told));
         }
-    };
-    if args.verbosity.level() > Verbosity::Quiet {
-        for Told { uid, pid } in &told {
-            say(&format!(
-                "the supervisor of uid {uid} (process {pid}) was told to upgrade; its log says more"
-            ));
-        }
-        if told.is_empty() {
-            say("no supervisor runs: the next one is started as the new program");
-        }
+    });
+    if let Err(error) = told {
+        say(&format!("serve: {error}"));
+        return Exit::Failed;
     }
-    Exit::Status(0)
+    if count == 0 && !quiet {
+        say("no supervisor runs: the next one is started as the new program");
+    }
+    if all { Exit::Status(0) } else { Exit::Failed }
+}
+
+fn news_of(told: &Told) -> String {
+    let Told { uid, pid, news } = told;
+    let what = match news {
+        Ok(UpgradeNews::Done { version }) => format!("goes on as afar {}", escaped(version)),
+        Ok(UpgradeNews::Waits { message }) => {
+            format!("is not upgraded yet, and will be: {}", escaped(message))
+        }
+        Ok(UpgradeNews::Failed { message }) => {
+            format!("is not upgraded, everything goes on as it was: {}", escaped(message))
+        }
+        Err(error) => format!("does not say whether it was upgraded ({error}); its log may"),
+    };
+    format!("the supervisor of uid {uid} (process {pid}) {what}")
+}
+
+/// What another user's process says is shown, and not obeyed.
+fn escaped(text: &str) -> String {
+    escape_for_terminal(text.as_bytes())
 }
 
 /// What counts of the options and the configuration.

@@ -30,7 +30,9 @@ fn payload(kind: Kind) -> Vec<u8> {
         Kind::AuthOk => json::to_vec(&AuthOk { delegate_lifetime_s: None }),
         Kind::AuthRefused => json::to_vec(&AuthRefused { message: "no".into() }),
         Kind::Goodbye => json::to_vec(&Goodbye { code: GoodbyeCode::Done, message: String::new() }),
-        Kind::HandOff | Kind::Grant | Kind::Stop | Kind::Close | Kind::Detach => Vec::new(),
+        Kind::Upgrade | Kind::HandOff | Kind::Grant | Kind::Stop | Kind::Close | Kind::Detach => {
+            Vec::new()
+        }
         Kind::Open => json::to_vec(&samples::spec_with_stdin("job")),
         Kind::Opened => json::to_vec(&samples::opened("job")),
         Kind::Refused => json::to_vec(&samples::refused(RefusalReason::Denied)),

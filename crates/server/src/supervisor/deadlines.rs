@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
 
-use super::{Stay, Supervisor, Why, admit, stop};
+use super::{Introduction, Stay, Supervisor, Why, admit, stop};
 use crate::limits::{GRANT_DEADLINE, STOP_TIMEOUT};
 use crate::log::Log;
 
@@ -44,7 +44,8 @@ async fn whoever_connects_has_so_long_to_say_whom_it_brings() {
         ours.write_all(last).await.unwrap();
     };
     let (admitted, ()) = tokio::join!(admit(&supervisor, theirs), in_time);
-    assert_eq!(admitted.unwrap().grant.uid, user.uid);
+    let Ok(Introduction::Client(client)) = admitted else { panic!("{admitted:?}") };
+    assert_eq!(client.grant.uid, user.uid);
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,7 +27,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use afar_net::local::{Introduced, introduced};
+use afar_net::local::{Introduction, introduced};
 use afar_proto::message::Incarnation;
 use afar_sys::guard::{Split, split};
 use afar_sys::private_files::PrivateDirError;
@@ -122,6 +122,8 @@ struct Supervisor {
     /// How many connections there were, to tell them apart.
     connections: Cell<u64>,
     sessions: session::Sessions,
+    /// Whether it is to go on as another program, and who wants to know.
+    upgrade: upgrade::Wanted,
     /// What keeps the supervisor from ending for idleness.
     busy: watch::Sender<Counts>,
     /// Whether it was told to end.
@@ -147,6 +149,7 @@ impl Supervisor {
             jobs: jobs::Jobs::new(incarnation),
             connections: Cell::default(),
             sessions: session::Sessions::default(),
+            upgrade: upgrade::Wanted::default(),
             busy: watch::Sender::new(Counts::default()),
             stopping: watch::Sender::new(Stopping::No),
             left_open: RefCell::default(),
@@ -334,7 +337,6 @@ async fn serve(
     use tokio::signal::unix::{SignalKind, signal};
     let mut term = signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io_error("cannot handle SIGHUP"))?;
-    let mut upgrade_wanted = false;
     let mut socket = Some(claim.listen()?);
     if let Some(left) = left {
         left.go_on(&supervisor);
@@ -371,19 +373,8 @@ async fn serve(
                 stop(&supervisor, socket).await;
                 return Ok(());
             }
-            _ = hangup.recv() => {
-                upgrade_wanted = true;
-                if supervisor.busy.borrow().sessions > 0 {
-                    supervisor.log.info("an upgrade waits for the end of the sessions");
-                }
-            }
-            () = no_sessions(supervisor.busy.subscribe()), if upgrade_wanted => {
-                upgrade_wanted = false;
-                match &socket {
-                    Some(socket) => upgrade::upgrade(&supervisor, socket).await,
-                    None => supervisor.log.info("not upgraded: it only waits for its last jobs"),
-                }
-            }
+            _ = hangup.recv() => upgrade::want(&supervisor, None),
+            () = upgrade::due(&supervisor) => upgrade::upgrade(&supervisor, socket.as_ref()).await,
         }
     }
 }
@@ -453,12 +444,6 @@ enum Stopping {
     ForUpgrade,
 }
 
-/// Resolves when there is no session.
-async fn no_sessions(mut busy: watch::Receiver<Counts>) {
-    // The sender lives as long as the supervisor.
-    let _ = busy.wait_for(|counts| counts.sessions == 0).await;
-}
-
 /// Counts a connection for as long as it has something to do.
 struct Busy(Rc<Supervisor>);
 
@@ -487,6 +472,8 @@ struct Counts {
     left_open: usize,
     /// Sessions, with a shell or without.
     sessions: usize,
+    /// Their commands, those included that wait for their turn.
+    turns: usize,
 }
 
 impl Counts {
@@ -561,6 +548,22 @@ impl Drop for OpenSession {
     }
 }
 
+/// Counts a command of a session until its shell has done with it.
+struct AtWork(Rc<Supervisor>);
+
+impl AtWork {
+    fn new(supervisor: &Rc<Supervisor>) -> Self {
+        supervisor.busy.send_modify(|counts| counts.turns += 1);
+        Self(Rc::clone(supervisor))
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.busy.send_modify(|counts| counts.turns -= 1);
+    }
+}
+
 /// Tells every client that this ends, and waits until their jobs have been ended, and the shells of
 /// sessions. Nobody else can start one before that.
 async fn stop(supervisor: &Rc<Supervisor>, socket: Option<Socket>) {
@@ -585,14 +588,17 @@ fn welcome(supervisor: &Rc<Supervisor>, stream: UnixStream) {
     tokio::task::spawn_local(async move {
         let _busy = busy;
         match admit(&supervisor, stream).await {
-            Ok(introduced) => Conversation::new(supervisor, introduced).run().await,
+            Ok(Introduction::Client(introduced)) => {
+                Conversation::new(supervisor, *introduced).run().await;
+            }
+            Ok(Introduction::Upgrade(asker)) => upgrade::want(&supervisor, Some(asker)),
             Err(reason) => supervisor.log.info(&format!("a connection was refused: {reason}")),
         }
     });
 }
 
 /// Checks who connects and reads whom it brings (`W-4.8`).
-async fn admit(supervisor: &Supervisor, stream: UnixStream) -> Result<Introduced, String> {
+async fn admit(supervisor: &Supervisor, stream: UnixStream) -> Result<Introduction, String> {
     let own_uid = supervisor.user.uid;
     let peer = peer_credentials(&stream).map_err(|error| error.to_string())?;
     if peer.uid != 0 && peer.uid != own_uid {
@@ -602,8 +608,10 @@ async fn admit(supervisor: &Supervisor, stream: UnixStream) -> Result<Introduced
         .await
         .map_err(|_| "it sent no grant".to_owned())?
         .map_err(|error| error.to_string())?;
-    let uid = introduced.grant.uid;
-    if uid != own_uid {
+    if let Introduction::Client(client) = &introduced
+        && client.grant.uid != own_uid
+    {
+        let uid = client.grant.uid;
         return Err(format!("its grant is for uid {uid}, this is uid {own_uid}"));
     }
     Ok(introduced)

@@ -6,12 +6,16 @@
 //! stay children, and descriptors keep their numbers. Whoever connects meanwhile waits in the socket's queue.
 //! Whatever fails before that is logged, and everything goes on as it was.
 //!
-//! A session's shell can't be taken along: while there is a session, an upgrade waits.
+//! Sessions of a user go on with their shells. A command that a session's shell is at work on can't be taken
+//! along: an upgrade waits for its end. A session of a connection ends with that.
+//!
+//! Whoever has asked by a connection (`W-4.17`) is told what has come of it, by the new program if that goes on.
 
+use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 use std::rc::Rc;
@@ -19,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afar_core::job::{Digest, JobKey, Vouch};
+use afar_net::local::UpgradeNews;
 use afar_proto::Instant;
 use afar_proto::message::{Incarnation, Refused};
 use afar_sys::child::{ExitStatus, Session};
@@ -28,10 +33,12 @@ use afar_sys::spawn::{SpawnRequest, Stdio, spawn};
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
-use tokio::sync::oneshot;
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, oneshot};
 
 use super::job::{ToJob, WrittenJob, drain_left_open};
 use super::jobs::{Jobs, Life, Remains};
+use super::session::{StandStill, WrittenSession};
 use super::socket::{Claim, Socket, WrittenSocket};
 use super::{Stopping, Supervisor};
 use crate::limits::{
@@ -39,7 +46,7 @@ use crate::limits::{
 };
 
 /// What this form of the state is called; another program may know another one, and then says so.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// How long until a job is asked again that could not stand still.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -55,6 +62,67 @@ pub(super) struct State {
     open_files_soft: Option<u64>,
     /// Pipes that jobs have left open behind them.
     left_open: Vec<RawFd>,
+    sessions: Vec<WrittenSession>,
+    /// Who is to be told.
+    askers: Vec<RawFd>,
+}
+
+/// Whether there is to be an upgrade.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    notify: Notify,
+    /// Who has asked for it by a connection, and is told what comes of it.
+    askers: RefCell<Vec<UnixStream>>,
+}
+
+impl Wanted {
+    /// Tells everybody who has asked. Who does not listen any more need not know.
+    fn tell(&self, news: &UpgradeNews) {
+        for asker in self.askers.take() {
+            let _ = asker.try_write(&news.to_frame());
+        }
+    }
+}
+
+/// The program is to be replaced as soon as that is possible.
+pub(super) fn want(supervisor: &Supervisor, asker: Option<UnixStream>) {
+    supervisor.upgrade.notify.notify_one();
+    supervisor.upgrade.askers.borrow_mut().extend(asker);
+    let turns = supervisor.busy.borrow().turns;
+    if turns > 0 {
+        let message = format!("it waits for the end of {turns} commands of sessions");
+        supervisor.log.info(&format!("an upgrade: {message}"));
+        supervisor.upgrade.tell(&UpgradeNews::Waits { message });
+    }
+}
+
+/// Resolves when an upgrade is wanted, and no shell of a session is at work. Whoever stops waiting for this
+/// must not forget that it was wanted: cancellation safe.
+pub(super) async fn due(supervisor: &Supervisor) {
+    let wanted = supervisor.upgrade.notify.notified();
+    wanted.await;
+    let again = NotifyOnDrop(&supervisor.upgrade.notify, true);
+    let mut busy = supervisor.busy.subscribe();
+    // The sender lives as long as the supervisor.
+    let _ = busy.wait_for(|counts| counts.turns == 0).await;
+    again.disarm();
+}
+
+/// Gives back a notification that was taken, unless it was used.
+struct NotifyOnDrop<'a>(&'a Notify, bool);
+
+impl NotifyOnDrop<'_> {
+    fn disarm(mut self) {
+        self.1 = false;
+    }
+}
+
+impl Drop for NotifyOnDrop<'_> {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.notify_one();
+        }
+    }
 }
 
 /// The table of jobs.
@@ -110,6 +178,8 @@ impl State {
             _ => None,
         });
         jobs.flatten()
+            .chain(self.sessions.iter().flat_map(WrittenSession::descriptors))
+            .chain(self.askers.iter().copied())
             .chain(self.left_open.iter().copied())
             .chain(self.socket.descriptors())
             .collect()
@@ -153,7 +223,7 @@ impl Left {
 
     /// Has everything go on; to be called within the runtime.
     pub(super) fn go_on(self, supervisor: &Rc<Supervisor>) {
-        let State { jobs, connections, left_open, .. } = self.state;
+        let State { jobs, connections, left_open, sessions, askers, .. } = self.state;
         supervisor.connections.set(connections);
         for entry in jobs.entries {
             let WrittenEntry { key, digest, at, number, life } = entry;
@@ -185,13 +255,28 @@ impl Left {
                 Err(error) => supervisor.log.error(&format!("a pipe that was left open: {error}")),
             }
         }
+        for session in sessions {
+            if let Err((name, error)) = session.go_on(supervisor) {
+                let line = format!("the shell of session {name} is lost in an upgrade: {error}");
+                supervisor.log.error(&line);
+            }
+        }
         supervisor.log.info("went on after an upgrade");
+        let news = UpgradeNews::Done { version: env!("CARGO_PKG_VERSION").to_owned() };
+        for asker in askers.into_iter().filter_map(|number| take_kept(number).ok()) {
+            let _ = rustix::io::write(asker, &news.to_frame());
+        }
     }
 }
 
 /// Becomes the new program. Returns only if that was not possible; then everything goes on.
-pub(super) async fn upgrade(supervisor: &Rc<Supervisor>, socket: &Socket) {
+pub(super) async fn upgrade(supervisor: &Rc<Supervisor>, socket: Option<&Socket>) {
     let log = supervisor.log;
+    let Some(socket) = socket else {
+        let message = "it only waits for its last jobs, and the next one starts anew".to_owned();
+        log.info(&format!("not upgraded: {message}"));
+        return supervisor.upgrade.tell(&UpgradeNews::Failed { message });
+    };
     supervisor.stopping.send_replace(Stopping::ForUpgrade);
     let mut busy = supervisor.busy.subscribe();
     let alone = busy.wait_for(|counts| counts.conversations == 0);
@@ -203,7 +288,9 @@ pub(super) async fn upgrade(supervisor: &Rc<Supervisor>, socket: &Socket) {
         (false, _) => "a client could not be told".to_owned(),
         (true, Err(_)) => "a job waits to be written down".to_owned(),
         (true, Ok(_)) => match freeze(supervisor).await {
-            Ok(jobs) if is_written(supervisor).await => become_next(supervisor, socket, jobs),
+            Ok((jobs, sessions)) if is_written(supervisor).await => {
+                become_next(supervisor, socket, jobs, sessions.written())
+            }
             Ok(_) => "the journal's file server does not answer".to_owned(),
             Err(why) => why,
         },
@@ -211,6 +298,7 @@ pub(super) async fn upgrade(supervisor: &Rc<Supervisor>, socket: &Socket) {
     log.error(&format!("not upgraded, everything goes on as it was: {failed}"));
     supervisor.jobs.tell_live(|| ToJob::Thaw);
     supervisor.stopping.send_replace(Stopping::No);
+    supervisor.upgrade.tell(&UpgradeNews::Failed { message: failed });
 }
 
 /// Whether the journal has what it is to have.
@@ -222,16 +310,27 @@ async fn is_written(supervisor: &Supervisor) -> bool {
     }
 }
 
-/// Has every job stand still. A job that is being ended, or whose last output is on its way, is waited for.
-async fn freeze(supervisor: &Rc<Supervisor>) -> Result<WrittenJobs, String> {
+/// Has every job and session stand still. A job that is being ended, or whose last output is on its way, is
+/// waited for, and so is a session that ends. What is returned of the sessions has them stand still.
+async fn freeze(supervisor: &Rc<Supervisor>) -> Result<(WrittenJobs, StandStill), String> {
     let deadline = tokio::time::Instant::now() + UPGRADE_FREEZE_PATIENCE;
     loop {
-        let (written, moving) = try_freeze(supervisor).await;
-        if moving == 0 {
-            return Ok(written);
+        let (written, mut moving) = try_freeze(supervisor).await;
+        let counts = *supervisor.busy.borrow();
+        let mut ending = 0;
+        if counts.turns == 0 {
+            let sessions = supervisor.sessions.stand_still().await;
+            // Those of connections end, and have their shells reaped.
+            ending = counts.sessions.saturating_sub(sessions.written().len());
+            if moving + ending == 0 {
+                return Ok((written, sessions));
+            }
         }
+        moving = moving.max(counts.turns);
         if tokio::time::Instant::now() >= deadline {
-            return Err(format!("{moving} jobs are about to end, and do not"));
+            return Err(format!(
+                "{moving} jobs and {ending} sessions are about to end, and do not"
+            ));
         }
         supervisor.jobs.tell_live(|| ToJob::Thaw);
         tokio::time::sleep(ASK_AGAIN).await;
@@ -267,7 +366,13 @@ async fn try_freeze(supervisor: &Rc<Supervisor>) -> (WrittenJobs, usize) {
 }
 
 /// Returns only with a reason why not.
-fn become_next(supervisor: &Supervisor, socket: &Socket, jobs: WrittenJobs) -> String {
+fn become_next(
+    supervisor: &Supervisor,
+    socket: &Socket,
+    jobs: WrittenJobs,
+    sessions: &[WrittenSession],
+) -> String {
+    let askers = supervisor.upgrade.askers.borrow().iter().map(AsRawFd::as_raw_fd).collect();
     let state = State {
         version: VERSION,
         socket: socket.write_down(),
@@ -275,6 +380,8 @@ fn become_next(supervisor: &Supervisor, socket: &Socket, jobs: WrittenJobs) -> S
         connections: supervisor.connections.get(),
         open_files_soft: supervisor.open_files_soft,
         left_open: supervisor.left_open.borrow().iter().copied().collect(),
+        sessions: sessions.to_vec(),
+        askers,
     };
     match try_become_next(supervisor, &state) {
         Ok(never) => match never {},

@@ -25,6 +25,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::dialect::Dialect;
 use super::limits::REPLY_BYTES_MAX;
 
@@ -64,7 +66,7 @@ pub(super) struct Paths<'a> {
 }
 
 /// What is known of the shell between its commands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Driver {
     dialect: Dialect,
     /// `$?`, which the next command finds.
@@ -80,7 +82,7 @@ pub(super) struct Driver {
 }
 
 /// Processor time of the shell and the children that it has waited for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct CpuTime {
     pub(super) user: Duration,
     pub(super) system: Duration,

@@ -14,17 +14,18 @@ use tokio::time::Instant;
 
 use super::driver::{CpuTime, Tried, Variable};
 use super::shell::{Asked, Shell};
-use super::{Owner, SessionKey, Turn, TurnEnd, TurnStarted};
+use super::written::WrittenSession;
+use super::{Owner, SessionKey, ToKeeper, Turn, TurnEnd, TurnStarted};
 use crate::supervisor::job::end_of;
 use crate::supervisor::request::session_environment;
-use crate::supervisor::{OpenSession, Stopping, Supervisor};
+use crate::supervisor::{AtWork, OpenSession, Stopping, Supervisor};
 
 /// The task's state.
 struct Keeper {
     supervisor: Rc<Supervisor>,
     key: SessionKey,
     environment: Vec<KeyVariable>,
-    turns: mpsc::Receiver<Turn>,
+    turns: mpsc::Receiver<ToKeeper>,
     /// `None` before the first command, and after the shell's end.
     shell: Option<Shell>,
     /// The shell has ended, which no command was told yet.
@@ -39,7 +40,7 @@ pub(super) fn spawn(
     supervisor: &Rc<Supervisor>,
     key: SessionKey,
     environment: Vec<KeyVariable>,
-    turns: mpsc::Receiver<Turn>,
+    turns: mpsc::Receiver<ToKeeper>,
 ) {
     let keeper = Keeper {
         supervisor: Rc::clone(supervisor),
@@ -54,9 +55,32 @@ pub(super) fn spawn(
     tokio::task::spawn_local(keeper.run());
 }
 
+/// Starts the task of a session that was there in the program before this one.
+pub(super) fn go_on(
+    supervisor: &Rc<Supervisor>,
+    written: WrittenSession,
+    shell: Option<Shell>,
+    turns: mpsc::Receiver<ToKeeper>,
+) {
+    let WrittenSession { key, environment, lost, idle, .. } = written;
+    let now = Instant::now();
+    let keeper = Keeper {
+        supervisor: Rc::clone(supervisor),
+        key,
+        environment,
+        turns,
+        lost,
+        shell,
+        idle_since: now.checked_sub(idle).unwrap_or(now),
+        _open: OpenSession::new(supervisor),
+    };
+    tokio::task::spawn_local(keeper.run());
+}
+
 /// What the keeper waits for between commands.
 enum Next {
-    Turn(Box<Turn>),
+    Turn(Box<Turn>, AtWork),
+    WriteDown(oneshot::Sender<WrittenSession>, oneshot::Receiver<()>),
     /// Nobody can send another one, or the supervisor ends.
     End,
     /// The shell has ended by itself.
@@ -68,7 +92,12 @@ impl Keeper {
     async fn run(mut self) {
         loop {
             match self.next().await {
-                Next::Turn(turn) => {
+                Next::WriteDown(reply, stand_still) => {
+                    let _ = reply.send(self.write_down());
+                    // It ends with an error, whether the upgrade was given up or somebody is gone.
+                    let _ = stand_still.await;
+                }
+                Next::Turn(turn, _at_work) => {
                     self.serve(*turn).await;
                     self.idle_since = Instant::now();
                     if self.shell.is_none() && !self.lost && self.turns.is_empty() {
@@ -121,8 +150,23 @@ impl Keeper {
             biased;
             _ = stopping.wait_for(|stopping| *stopping == Stopping::ForGood) => Next::End,
             () = gone => Next::Gone,
-            turn = self.turns.recv() => turn.map_or(Next::End, |turn| Next::Turn(Box::new(turn))),
+            told = self.turns.recv() => match told {
+                Some(ToKeeper::Turn(turn, at_work)) => Next::Turn(turn, at_work),
+                Some(ToKeeper::WriteDown(reply, until)) => Next::WriteDown(reply, until),
+                None => Next::End,
+            },
             () = idle => Next::Idle,
+        }
+    }
+
+    /// What another program has to know to go on with it.
+    fn write_down(&self) -> WrittenSession {
+        WrittenSession {
+            key: self.key.clone(),
+            environment: self.environment.clone(),
+            lost: self.lost,
+            idle: self.idle_since.elapsed(),
+            shell: self.shell.as_ref().map(Shell::write_down),
         }
     }
 

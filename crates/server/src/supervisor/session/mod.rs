@@ -10,6 +10,7 @@ mod keeper;
 mod limits;
 mod request;
 mod shell;
+mod written;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,17 +22,19 @@ use afar_core::policy::KeyVariable;
 use afar_proto::message::{Refused, SessionName};
 use afar_proto::outcome::{End, Phase, RefusalReason, Started};
 use afar_sys::process_tree::{CommandRoot, TreeRoot};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
-use super::Supervisor;
+use super::{AtWork, Supervisor};
 use driver::Exports;
 use limits::TRIAL_TIME_MAX;
 pub use limits::{SESSION_IDLE_MAX, SESSION_QUEUE_MAX, SESSIONS_MAX};
 pub(super) use request::{SessionRequest, prepare_in_session};
+pub(super) use written::{StandStill, WrittenSession};
 
 /// Whose a session is. Nobody else reaches it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Owner {
     /// Grants of this scope of jobs whose keys set these variables (as JSON): a key with
     /// `environment=` has sessions of its own, because its variables are in them.
@@ -41,7 +44,7 @@ pub(super) enum Owner {
 }
 
 /// Which session.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct SessionKey {
     pub(super) owner: Owner,
     pub(super) name: SessionName,
@@ -72,6 +75,14 @@ pub(super) struct TurnStreams {
     pub(super) stdout: OwnedFd,
     /// `None` iff stderr is merged into stdout.
     pub(super) stderr: Option<OwnedFd>,
+}
+
+/// What a keeper is told.
+enum ToKeeper {
+    /// A command, which counts until the shell has done with it.
+    Turn(Box<Turn>, AtWork),
+    /// Write the session down, and stand still until the other end of the second channel is gone.
+    WriteDown(oneshot::Sender<WrittenSession>, oneshot::Receiver<()>),
 }
 
 /// The shell has been given the command.
@@ -116,10 +127,10 @@ impl Default for SessionLimits {
 }
 
 /// All sessions of the supervisor.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Sessions {
     limits: SessionLimits,
-    open: RefCell<BTreeMap<SessionKey, mpsc::Sender<Turn>>>,
+    open: RefCell<BTreeMap<SessionKey, mpsc::Sender<ToKeeper>>>,
 }
 
 impl Sessions {
@@ -163,6 +174,7 @@ pub(super) fn submit(
         keeper::spawn(supervisor, key.clone(), environment.to_vec(), turns);
     }
     let Some(sender) = open.get(key) else { return Ok(()) };
+    let turn = ToKeeper::Turn(Box::new(turn), AtWork::new(supervisor));
     sender.try_send(turn).map_err(|_| {
         let max = limits.queue_max;
         too_many(&format!("{max} commands wait in the session {} already", key.name))

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use afar_proto::message::Refused;
 use afar_sys::child::{Child, Ended, Session};
+use afar_sys::exec::take_kept;
 use afar_sys::exec_strings::exec_string;
 use afar_sys::pipe::{ChildPipe, pipe_from_child, pipe_to_child};
 use afar_sys::resolve::resolve;
@@ -20,6 +21,7 @@ use tokio::io::unix::AsyncFd;
 use super::dialect::{Choice, choose};
 use super::driver::{Answer, CpuTime, Driver, Evaluation, Paths, Tried, Variable, bound_received};
 use super::limits::SHELL_END_GRACE;
+use super::written::WrittenShell;
 use super::{Turn, TurnStreams};
 use crate::supervisor::Supervisor;
 use crate::supervisor::environment::shell_of;
@@ -81,9 +83,7 @@ impl Shell {
         let ChildPipe { ours: answers, childs: answers_childs } =
             pipe_from_child().map_err(no_room)?;
         let null = OpenOptions::new().write(true).open("/dev/null").map_err(no_room)?;
-        // Asked for instead of known: the procfs may be another pid namespace's.
-        let own_fds = std::fs::read_link("/proc/self").map_err(no_room)?;
-        let own_fds = format!("/proc/{}/fd", own_fds.display());
+        let own_fds = own_fds().map_err(no_room)?;
         check_reachable(Path::new(&own_fds), supervisor.user.uid)
             .map_err(|why| refuse_unsupported(&why))?;
         let child = spawn(&SpawnRequest {
@@ -100,21 +100,12 @@ impl Shell {
             open_files_soft: supervisor.open_files_soft,
         })
         .map_err(|error| no_room(io::Error::other(error)))?;
-        let watch = || -> io::Result<_> {
-            let pidfd = child.pidfd().try_clone_to_owned()?;
-            let signal_fd = Arc::new(pidfd.try_clone()?);
-            Ok((
-                afar_sys::readiness::watch(pidfd, Interest::READABLE)?,
-                signal_fd,
-                afar_sys::readiness::watch(script, Interest::WRITABLE)?,
-                afar_sys::readiness::watch(answers, Interest::READABLE)?,
-            ))
-        };
-        let (pidfd, signal_fd, script, answers) = watch().map_err(|error| {
-            // It has been told nothing yet, so nothing but its own start-up is lost.
-            let _ = child.signal_group(Signal::KILL);
-            no_room(error)
-        })?;
+        let (pidfd, signal_fd, script, answers) =
+            watch(&child, script, answers).map_err(|error| {
+                // It has been told nothing yet, so nothing but its own start-up is lost.
+                let _ = child.signal_group(Signal::KILL);
+                no_room(error)
+            })?;
         let driver = Driver::new(dialect);
         Ok(Self {
             child,
@@ -126,6 +117,46 @@ impl Shell {
             own_fds,
             driver,
             number: 0,
+            note,
+        })
+    }
+
+    /// Between two commands: what another program has to know to go on with it.
+    pub(super) fn write_down(&self) -> WrittenShell {
+        WrittenShell {
+            pid: self.child.pid(),
+            started_ticks: self.child.tree_root().started_ticks(),
+            pidfd: self.child.pidfd().as_raw_fd(),
+            script: self.script.get_ref().as_raw_fd(),
+            answers: self.answers.get_ref().as_raw_fd(),
+            answers_childs: self.answers_childs.as_raw_fd(),
+            driver: self.driver.clone(),
+            number: self.number,
+            note: self.note.clone(),
+        }
+    }
+
+    /// Goes on with it, in the program that has these descriptors.
+    ///
+    /// # Errors
+    /// One is not there, or the shell is not our child.
+    pub(super) fn go_on(written: WrittenShell) -> io::Result<Self> {
+        let WrittenShell { pid, started_ticks, driver, number, note, .. } = written;
+        let child = Child::kept(pid, take_kept(written.pidfd)?, started_ticks)?;
+        let (script, answers) = (take_kept(written.script)?, take_kept(written.answers)?);
+        let answers_childs = take_kept(written.answers_childs)?;
+        let (pidfd, signal_fd, script, answers) = watch(&child, script, answers)?;
+        let own_fds = own_fds()?;
+        Ok(Self {
+            child,
+            pidfd,
+            signal_fd,
+            script,
+            answers,
+            answers_childs,
+            own_fds,
+            driver,
+            number,
             note,
         })
     }
@@ -253,6 +284,30 @@ impl Shell {
             let _ = child.try_wait();
         }
     }
+}
+
+/// Where the shell finds our descriptors. Asked for instead of known: the procfs may be another pid
+/// namespace's.
+fn own_fds() -> io::Result<String> {
+    Ok(format!("/proc/{}/fd", std::fs::read_link("/proc/self")?.display()))
+}
+
+type Watched = AsyncFd<OwnedFd>;
+
+/// Has the runtime tell of the shell's end, and of its pipes; and what it is signalled by.
+fn watch(
+    child: &Child,
+    script: OwnedFd,
+    answers: OwnedFd,
+) -> io::Result<(Watched, Arc<OwnedFd>, Watched, Watched)> {
+    let pidfd = child.pidfd().try_clone_to_owned()?;
+    let signal_fd = Arc::new(pidfd.try_clone()?);
+    Ok((
+        afar_sys::readiness::watch(pidfd, Interest::READABLE)?,
+        signal_fd,
+        afar_sys::readiness::watch(script, Interest::WRITABLE)?,
+        afar_sys::readiness::watch(answers, Interest::READABLE)?,
+    ))
 }
 
 fn unsent(lines: &[u8], sent: usize) -> &[u8] {
