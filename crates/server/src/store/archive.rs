@@ -6,6 +6,7 @@
 //! from memory, and the journal has it if this process is killed.
 
 mod keeper;
+mod known_ids;
 mod scribe;
 
 use std::cell::RefCell;
@@ -32,6 +33,7 @@ use super::retry::Retry;
 use super::spool::{Quotas, SpoolFailure, SpoolReader, SpoolWriter, Spools};
 use crate::log::Log;
 use keeper::Keeper;
+use known_ids::KnownIds;
 use scribe::Scribe;
 
 /// The directory of the spools, in that of the archive.
@@ -104,6 +106,8 @@ pub struct Archive {
     reader: Option<Index>,
     /// Which making of the index the reader has.
     generation: u64,
+    /// Which ids it may have.
+    known_ids: KnownIds,
     /// Jobs that have ended and may not be in the index yet, as they are to be there.
     pending: BTreeMap<JobKey, Pending>,
     batch: Option<Batch>,
@@ -189,6 +193,7 @@ impl Archive {
             may_hang: *may_hang,
             reader: None,
             generation: 0,
+            known_ids: KnownIds::default(),
             pending: BTreeMap::new(),
             batch: None,
             batch_retry: Retry::default(),
@@ -416,7 +421,8 @@ impl Archive {
 
     /// The job of this key, if it has ended. Removed ones too: their ids are taken.
     ///
-    /// Asked of the index on this thread, because every new id has to be: it takes microseconds.
+    /// Of a new id, as nearly every request has, that it is one is known from memory. Otherwise the index
+    /// is asked on this thread: it takes microseconds.
     ///
     /// # Errors
     /// Nobody can tell: the id may be taken, so nothing may be started under it (`J-1.3`).
@@ -424,10 +430,17 @@ impl Archive {
         if let Some(pending) = self.pending.get(key) {
             return Ok(Some(pending.job.told_now()));
         }
+        let generation = self.keeper.generation();
+        if !self.keeper.is_remaking() && self.known_ids.is_new(key, generation) {
+            return Ok(None);
+        }
         let found = self.ids().and_then(|reader| match reader {
             Some(reader) => reader.job(key),
             None => Ok(None),
         });
+        if found.is_ok() {
+            self.known_ids.load(generation, &mut self.keeper);
+        }
         found.inspect_err(|error| {
             self.log.debug(&error.to_string());
             self.reader = None;
@@ -605,6 +618,7 @@ impl Archive {
     fn move_to_index(&mut self, key: &JobKey, info: Option<&JobInfo>, kept_until_us: Option<u64>) {
         let Some(entry) = self.journal.ledger().job(key) else { return };
         let job = ended_job(entry, info, kept_until_us);
+        self.known_ids.add(key);
         self.pending.insert(key.clone(), Pending { job, change: 0 });
         self.work.notify_one();
     }
@@ -637,6 +651,7 @@ impl Archive {
             let Some(entry) = self.entry(&key) else { continue };
             let mut job = ended_job(entry, None, None);
             add_kept_output(&self.spools, entry, &mut job);
+            self.known_ids.add(&key);
             self.pending.insert(key, Pending { job, change: 0 });
             self.work.notify_one();
         }

@@ -316,6 +316,22 @@ impl Index {
         Ok(statement.query_row(params![key.job.as_str(), key.scope], read).optional()?.flatten())
     }
 
+    /// Tells of the scope and the id of every job.
+    ///
+    /// # Errors
+    /// See [`IndexError`].
+    pub fn each_id(&self, mut tell: impl FnMut(&str, &str)) -> Result<(), IndexError> {
+        let mut statement = self.connection.prepare("SELECT scope, id FROM jobs")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            // Of a row whose id can't be read, none is taken.
+            if let (Ok(scope), Ok(id)) = (row.get_ref(0)?.as_str(), row.get_ref(1)?.as_str()) {
+                tell(scope, id);
+            }
+        }
+        Ok(())
+    }
+
     /// Jobs whose ids begin so, at most `limit`, in the order of their ids; of all scopes unless one is
     /// named.
     ///

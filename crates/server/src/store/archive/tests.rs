@@ -548,6 +548,40 @@ async fn an_index_that_cannot_be_read_says_of_no_id_that_it_is_free() {
 
 /// J-1.6, J-5.10
 #[tokio::test]
+async fn that_an_id_is_new_is_known_without_the_index_and_no_other_is_taken_for_one() {
+    let rig = Rig::new();
+    let mut archive = rig.open(100).archive;
+    for id in ["before", "removed"] {
+        start(&mut archive, id, 101);
+        end(&mut archive, id, 102, 0, None);
+    }
+    archive.remove(&key("removed"));
+    settle(&mut archive, 103).await;
+    drop(archive);
+
+    let mut archive = rig.open(200).archive;
+    // The first question has them all looked up.
+    assert_eq!(archive.lookup(&key("new")).unwrap(), None);
+    archive.keeper.ask(|_| ()).await.unwrap();
+    assert_eq!(archive.lookup(&key("new")).unwrap(), None);
+    start(&mut archive, "since", 201);
+    end(&mut archive, "since", 202, 0, None);
+    settle(&mut archive, 203).await;
+    let known = ["before", "removed", "since"];
+    for id in known {
+        assert!(archive.lookup(&key(id)).unwrap().is_some(), "{id}");
+    }
+    // From here on the index says nothing to anybody.
+    archive.reader = None;
+    std::fs::remove_file(rig.path().join("index.db")).unwrap();
+    std::fs::create_dir(rig.path().join("index.db")).unwrap();
+    assert_eq!(archive.lookup(&key("new")).unwrap(), None);
+    for id in known {
+        assert!(archive.lookup(&key(id)).is_err(), "{id}");
+    }
+}
+
+#[tokio::test]
 async fn for_ids_that_are_too_many_nobody_vouches() {
     let rig = Rig::new();
     settled_with_one_job(&rig).await;
