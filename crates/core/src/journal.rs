@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{Digest, JobKey, Vouch};
 use crate::limits::{RECORD_PAYLOAD_BYTES_MAX, REFUSAL_SUMMARY_BYTES_MAX};
-use crate::record::{Damage, Magic, Record, Salt, Scanned, push_record, scan_all};
+use crate::record::{
+    Damage, Magic, RECORD_HEADER_BYTES, Record, Salt, Scanned, begin_record, end_record, scan_all,
+};
 
 /// What a journal begins with (`J-5.1`).
 pub const JOURNAL_MAGIC: Magic = *b"afarjrn1";
@@ -253,19 +255,23 @@ impl JournalRecord {
     /// # Errors
     /// [`RecordError::TooLong`]; `file` is then as it was.
     pub fn push_to(&self, file: &mut Vec<u8>, base: u64) -> Result<(), RecordError> {
-        let payload = match self {
-            Self::Began(said) => to_json(said),
-            Self::Intended(said) => to_json(said),
-            Self::Started(said) => to_json(said),
-            Self::NotStarted(said) => to_json(said),
-            Self::Ended(said) => to_json(said),
-            Self::TreeEnded(said) => to_json(said),
-            Self::Indexed(said) => to_json(said),
-        };
-        if payload.len() > RECORD_PAYLOAD_BYTES_MAX {
-            return Err(RecordError::TooLong { bytes: payload.len() });
+        let start = file.len();
+        begin_record(file);
+        match self {
+            Self::Began(said) => push_json(file, said),
+            Self::Intended(said) => push_json(file, said),
+            Self::Started(said) => push_json(file, said),
+            Self::NotStarted(said) => push_json(file, said),
+            Self::Ended(said) => push_json(file, said),
+            Self::TreeEnded(said) => push_json(file, said),
+            Self::Indexed(said) => push_json(file, said),
         }
-        push_record(file, base, JOURNAL_SALT, self.kind(), &payload);
+        let bytes = file.len() - start - RECORD_HEADER_BYTES;
+        if bytes > RECORD_PAYLOAD_BYTES_MAX {
+            file.truncate(start);
+            return Err(RecordError::TooLong { bytes });
+        }
+        end_record(file, start, base, JOURNAL_SALT, self.kind());
         Ok(())
     }
 
@@ -290,8 +296,8 @@ impl JournalRecord {
     }
 }
 
-fn to_json(said: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(said).expect("structs of ours with string keys are JSON")
+fn push_json(file: &mut Vec<u8>, said: &impl Serialize) {
+    serde_json::to_writer(file, said).expect("structs of ours with string keys are JSON");
 }
 
 /// What the journal says of one job.

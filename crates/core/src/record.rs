@@ -54,9 +54,24 @@ pub fn header(salt: Salt, at: u64, kind: u8, payload: &[&[u8]]) -> [u8; RECORD_H
 
 /// Appends a whole record to `file`, which is the part of the file from `base` on.
 pub fn push_record(file: &mut Vec<u8>, base: u64, salt: Salt, kind: u8, payload: &[u8]) {
-    let at = base + file.len() as u64;
-    file.extend_from_slice(&header(salt, at, kind, &[payload]));
+    let start = file.len();
+    begin_record(file);
     file.extend_from_slice(payload);
+    end_record(file, start, base, salt, kind);
+}
+
+/// Appends what becomes the header of a record; its payload comes behind it, and then
+/// [`end_record`].
+pub(crate) fn begin_record(file: &mut Vec<u8>) {
+    file.extend_from_slice(&[0; RECORD_HEADER_BYTES]);
+}
+
+/// Makes everything from `start` on, where [`begin_record`] was called, a record. `file` is the part of
+/// the file from `base` on.
+pub(crate) fn end_record(file: &mut [u8], start: usize, base: u64, salt: Salt, kind: u8) {
+    let at = base + start as u64;
+    let (place, payload) = file[start..].split_at_mut(RECORD_HEADER_BYTES);
+    place.copy_from_slice(&header(salt, at, kind, &[payload]));
 }
 
 /// The checksum of a header: of the salt, of where it stands, and of what it says.
