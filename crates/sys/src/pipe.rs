@@ -7,6 +7,9 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+/// The status flags of a pipe's end that was made just now and has none yet: so they need not be asked for.
+const FRESH_AND_NONBLOCKING: OFlags = OFlags::NONBLOCK;
+
 /// A pipe with one end for us and one for a child. Both are close-on-exec; only ours is
 /// non-blocking, because the flag belongs to the end, which the child and its descendants share.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ pub struct ChildPipe {
 /// `EMFILE`, `ENFILE`: no descriptor is free.
 pub fn pipe_to_child() -> io::Result<ChildPipe> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-    set_nonblocking(&writer)?;
+    fcntl_setfl(&writer, FRESH_AND_NONBLOCKING)?;
     Ok(ChildPipe { ours: writer, childs: reader })
 }
 
@@ -34,7 +37,7 @@ pub fn pipe_to_child() -> io::Result<ChildPipe> {
 /// As [`pipe_to_child`].
 pub fn pipe_from_child() -> io::Result<ChildPipe> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-    set_nonblocking(&reader)?;
+    fcntl_setfl(&reader, FRESH_AND_NONBLOCKING)?;
     Ok(ChildPipe { ours: reader, childs: writer })
 }
 

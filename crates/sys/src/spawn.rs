@@ -17,6 +17,7 @@ use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getpid, getrlimit, pidf
 use std::ffi::{CStr, CString, c_char, c_int, c_short};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use thiserror::Error;
 
 /// The first descriptor that is not stdin, stdout or stderr.
@@ -98,9 +99,7 @@ pub fn spawn(request: &SpawnRequest<'_>) -> Result<Child, SpawnError> {
     if !children_are_kept() {
         return Err(SpawnError::OutcomeLost);
     }
-    // A descriptor is reserved before the start, in the kind of which one is needed after it: being
-    // out of descriptors, or on a kernel or in a sandbox without pidfds, must show while nothing runs.
-    let reserve = pidfd_open(getpid(), PidfdFlags::empty()).map_err(SpawnError::NotStarted)?;
+    let reserve = reserve_descriptor(request).map_err(SpawnError::NotStarted)?;
     let started_ticks = ticks_since_boot();
     let pid = posix_spawn(request).map_err(SpawnError::NotStarted)?;
     drop(reserve);
@@ -108,6 +107,23 @@ pub fn spawn(request: &SpawnRequest<'_>) -> Result<Child, SpawnError> {
     #[cfg(not(target_env = "gnu"))]
     limit_started_child(pid, request.open_files_soft);
     Ok(child)
+}
+
+/// Reserves the descriptor that is needed after the start: being out of descriptors must show while
+/// nothing runs yet. So must a kernel or a sandbox without pidfds, which does not change: one is
+/// opened the first time, and later the cheapest descriptor there is.
+fn reserve_descriptor(request: &SpawnRequest<'_>) -> Result<OwnedFd, Errno> {
+    static HAS_PIDFDS: AtomicBool = AtomicBool::new(false);
+    match request.stdio {
+        Stdio::Descriptors { stdout, .. } if HAS_PIDFDS.load(Ordering::Relaxed) => {
+            fcntl_dupfd_cloexec(stdout, FIRST_OTHER_FD)
+        }
+        _ => {
+            let reserve = pidfd_open(getpid(), PidfdFlags::empty())?;
+            HAS_PIDFDS.store(true, Ordering::Relaxed);
+            Ok(reserve)
+        }
+    }
 }
 
 fn posix_spawn(request: &SpawnRequest<'_>) -> Result<Pid, Errno> {

@@ -6,13 +6,16 @@
 //! own, exactly as posix_spawn makes it: the caller's thread stands still until the child executes its
 //! program, and nothing of the caller's memory is copied however large it is.
 
-use super::{FIRST_OTHER_FD, SpawnError, SpawnRequest, Stdio, keep_clear_of_targets, pointers};
+use super::{
+    FIRST_OTHER_FD, SpawnError, SpawnRequest, Stdio, keep_clear_of_targets, pointers,
+    reserve_descriptor,
+};
 use crate::boot::ticks_since_boot;
 use crate::child::{Child, Session};
 use crate::errno;
 use crate::signals::children_are_kept;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
+use rustix::process::Pid;
 use std::ffi::{c_char, c_int, c_long, c_uint};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -76,8 +79,7 @@ pub fn spawn_confined(
     if !children_are_kept() {
         return Err(SpawnError::OutcomeLost);
     }
-    // As in `spawn`: what is lacking must show while nothing runs.
-    let reserve = pidfd_open(getpid(), PidfdFlags::empty()).map_err(SpawnError::NotStarted)?;
+    let reserve = reserve_descriptor(request).map_err(SpawnError::NotStarted)?;
     let started_ticks = ticks_since_boot();
     let pid = start(request, confinement).map_err(SpawnError::NotStarted)?;
     drop(reserve);
