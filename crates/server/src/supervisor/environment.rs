@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use afar_sys::users::User;
+
+use crate::listener::watched_file::{SAME_TIME_MAX, Stamp};
 
 /// Variables by name, in bytes: neither names nor values need be UTF-8.
 pub(crate) type Variables = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// Files of `NAME=value` lines that a login on Debian-like systems reads through pam_env(8).
-const LOGIN_FILES: [&str; 2] = ["/etc/environment", "/etc/default/locale"];
+/// What a login on Debian-like systems reads, in this order.
+static LOGIN_FILES: [LoginFile; 2] =
+    [LoginFile::new("/etc/environment"), LoginFile::new("/etc/default/locale")];
 
 /// The largest such file that is read.
 const LOGIN_FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -41,13 +45,39 @@ pub(crate) fn login_variables(user: &User) -> Variables {
     if std::fs::metadata(&runtime).is_ok_and(|found| found.is_dir() && found.uid() == user.uid) {
         set("XDG_RUNTIME_DIR", runtime.as_bytes());
     }
-    for path in LOGIN_FILES {
-        // A machine without these files has nothing to say there.
-        if let Ok(text) = afar_net::files::read_regular(path.as_ref(), LOGIN_FILE_BYTES_MAX) {
-            variables.extend(parse_login_file(&text));
-        }
+    for file in &LOGIN_FILES {
+        variables.extend(file.variables());
     }
     variables
+}
+
+/// A file of `NAME=value` lines that a login on Debian-like systems reads through pam_env(8).
+struct LoginFile {
+    path: &'static str,
+    /// What it said when it was read last, and what it was then. Every job asks for it.
+    last: Mutex<Option<(Stamp, Variables)>>,
+}
+
+impl LoginFile {
+    const fn new(path: &'static str) -> Self {
+        Self { path, last: Mutex::new(None) }
+    }
+
+    /// What it says now. A machine without this file has nothing to say there.
+    fn variables(&self) -> Variables {
+        // Before it is read: what is written meanwhile makes the stamp an old one.
+        let Some(stamp) = Stamp::of(self.path.as_ref()) else { return Variables::new() };
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((then, variables)) = &*last
+            && *then == stamp
+        {
+            return variables.clone();
+        }
+        let text = afar_net::files::read_regular(self.path.as_ref(), LOGIN_FILE_BYTES_MAX);
+        let variables = text.map(|text| parse_login_file(&text)).unwrap_or_default();
+        *last = stamp.is_older_than(SAME_TIME_MAX).then(|| (stamp, variables.clone()));
+        variables
+    }
 }
 
 /// The user's shell; the entry may be empty, which means `/bin/sh` (passwd(5)).
@@ -86,6 +116,8 @@ fn unquote(value: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
 
     #[test]
@@ -96,6 +128,32 @@ mod tests {
         let expected = [("LANG", "C.UTF-8"), ("A", "b c"), ("B", "d")];
         let expected: Variables = expected.map(|(name, value)| (name.into(), value.into())).into();
         assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn a_login_file_is_read_again_when_it_has_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("environment");
+        let file = LoginFile::new(path.to_str().unwrap().to_owned().leak());
+        let value = || file.variables().remove(b"A".as_slice());
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        assert_eq!(value(), None);
+        // Of the same length and within the same tick of the clock, and then long settled.
+        for written in ["1", "2", "3"] {
+            std::fs::write(&path, format!("A={written}\n")).unwrap();
+            assert_eq!(value(), Some(written.into()));
+            assert_eq!(value(), Some(written.into()));
+        }
+        // That a file is settled goes by the time of its last change, which nobody can set: so it is
+        // entered here as it would be a while later.
+        let stamp = Stamp::of(&path).unwrap();
+        *file.last.lock().unwrap() = Some((stamp, parse_login_file(b"A=settled")));
+        assert_eq!(value(), Some("settled".into()));
+        let opened = std::fs::File::options().append(true).open(&path).unwrap();
+        opened.set_modified(long_ago).unwrap();
+        assert_eq!(value(), Some("3".into()));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(value(), None);
     }
 
     #[test]
