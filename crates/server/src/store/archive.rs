@@ -430,8 +430,7 @@ impl Archive {
         if let Some(pending) = self.pending.get(key) {
             return Ok(Some(pending.job.told_now()));
         }
-        let generation = self.keeper.generation();
-        if !self.keeper.is_remaking() && self.known_ids.is_new(key, generation) {
+        if self.is_new(key) {
             return Ok(None);
         }
         let found = self.ids().and_then(|reader| match reader {
@@ -439,7 +438,7 @@ impl Archive {
             None => Ok(None),
         });
         if found.is_ok() {
-            self.known_ids.load(generation, &mut self.keeper);
+            self.load_known_ids();
         }
         found.inspect_err(|error| {
             self.log.debug(&error.to_string());
@@ -456,10 +455,12 @@ impl Archive {
         key: &JobKey,
     ) -> impl Future<Output = Result<Option<EndedJob>, IndexError>> + use<> {
         let pending = self.pending.get(key).map(|pending| pending.job.told_now());
-        let key = key.clone();
-        let asked = match pending {
-            Some(_) => None,
-            None => Some(self.keeper.ask(move |keeper| keeper.with(|index| index.job(&key)))),
+        let asked = if pending.is_some() || self.is_new(key) {
+            None
+        } else {
+            self.load_known_ids();
+            let key = key.clone();
+            Some(self.keeper.ask(move |keeper| keeper.with(|index| index.job(&key))))
         };
         async move {
             match asked {
@@ -467,6 +468,15 @@ impl Archive {
                 None => Ok(pending),
             }
         }
+    }
+
+    /// Whether no job of this key can be in the index.
+    fn is_new(&mut self, key: &JobKey) -> bool {
+        !self.keeper.is_remaking() && self.known_ids.is_new(key, self.keeper.generation())
+    }
+
+    fn load_known_ids(&mut self) {
+        self.known_ids.load(self.keeper.generation(), &mut self.keeper);
     }
 
     /// The index, for looking up ids.
