@@ -66,8 +66,11 @@ impl Rig {
         let host = Host::builder_in(ours).authorized_keys(&keys).start();
         let proxy = Proxy::start(host.address());
         clients.trust(proxy.address(), &host.host_key());
-        let target = host.target_via(proxy.address());
-        Self { host, proxy, clients: Clients { home: clients, target }, random: Random::new(seed) }
+        let clients = Clients { home: clients, target: host.target_via(proxy.address()) };
+        // A supervisor vouches for nothing that is older than it is, less a margin of five seconds: a
+        // request that is lost within that time is honestly unknown (`J-1.6`).
+        clients.run(&["--", "sleep", "6"]).output().success();
+        Self { host, proxy, clients, random: Random::new(seed) }
     }
 
     /// Has several threads do what `work` does, until all of them have; `trouble` comes meanwhile, at
@@ -121,7 +124,7 @@ fn befall(trouble: Trouble, times: u64, host: &mut Host, proxy: &Proxy) {
         }
         Trouble::Upgrades => {
             let told = host.afar(["serve", "--upgrade"]).output();
-            assert!(told.success().error_text().contains("process"), "{told:?}");
+            assert!(told.success().error_text().contains("goes on as afar"), "{told:?}");
         }
     }
 }
@@ -164,15 +167,14 @@ fn run_whole(clients: &Clients, id: &str, counts: &Path) -> u64 {
 #[test]
 fn fault_55_65_67_commands_start_once_and_arrive_whole_whatever_happens_to_links_and_servers() {
     let mut rig = Rig::start(67);
-    // A supervisor vouches for nothing that is older than it is, less a margin of five seconds: a
-    // request that is lost within that time is honestly unknown (`J-1.6`).
-    rig.clients.run(&["--", "sleep", "6"]).output().success();
-    let commands = size(40, 10_000);
+    let commands = size(24, 10_000);
     for trouble in Trouble::ALL {
         let began = Instant::now();
         let counts = rig.host.file(format!("{trouble:?}"));
         let (next, reconnects) = (AtomicU64::new(0), AtomicU64::new(0));
-        let times = rig.while_in(trouble, Duration::from_millis(size(250, 500)), 4, |clients| {
+        // Upgrades without a pause between them leave a supervisor no time to put jobs into its index.
+        let full = if trouble == Trouble::Upgrades { 4000 } else { 500 };
+        let times = rig.while_in(trouble, Duration::from_millis(size(250, full)), 4, |clients| {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= commands {
@@ -203,13 +205,12 @@ fn fault_55_65_67_commands_start_once_and_arrive_whole_whatever_happens_to_links
 #[test]
 fn fault_55_67_long_streams_arrive_whole_in_both_directions_whatever_happens() {
     let mut rig = Rig::start(1);
-    rig.clients.run(&["--", "true"]).output().success();
-    let (bytes, streams) = (size(24 << 20, 1 << 30), 3);
+    let (bytes, streams) = (size(8 << 20, 1 << 30), 3);
     let expected = Digest::read(Random::new(1).take(bytes));
     for trouble in Trouble::ALL {
         let began = Instant::now();
         let (next, reconnects) = (AtomicU64::new(0), AtomicU64::new(0));
-        let within = Duration::from_millis(size(500, 4000));
+        let within = Duration::from_millis(size(250, 4000));
         let times = rig.while_in(trouble, within, streams, |clients| {
             let name = format!("{trouble:?}-{}", next.fetch_add(1, Ordering::Relaxed));
             let result = clients.home.file(&name);
