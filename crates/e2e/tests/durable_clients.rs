@@ -5,9 +5,14 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
-use afar_e2e::{Direction, Host, Proxy, Run, Running, Source, Sshd, Terminal, process};
+use afar_e2e::raw::{FakeServer, control, job_hello};
+use afar_e2e::{
+    DEADLINE, Direction, Home, Host, Proxy, Run, Running, Source, Sshd, Terminal, process,
+};
+use afar_proto::frame::Kind;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -302,4 +307,55 @@ fn fault_55_a_passphrase_is_asked_for_once_over_a_listener_that_was_restarted() 
     terminal.type_keys("\x04");
     assert_eq!(client.wait().code(), 6);
     assert!(!terminal.shown().contains("Passphrase"), "{}", terminal.shown());
+}
+
+/// Who only looks on, or has said that the command is to go on, ends nothing, wherever the server has
+/// got with the request: to drop the job without a word would be a CLOSE (`J-2.3`).
+#[test]
+fn who_leaves_before_the_answer_and_wants_no_end_asks_for_none() {
+    let home = Home::new();
+    let host_key = home.make_key("host_key");
+    let (asked, was_asked) = channel();
+    let (said, was_said) = channel();
+    let server = FakeServer::start(&host_key, move |server| {
+        server.link.expect(Kind::Auth);
+        server.link.send(&[control(Kind::AuthOk, b"{}"), job_hello()].concat());
+        server.link.expect(Kind::Attach);
+        asked.send(()).unwrap();
+        let (frames, _) = server.link.rest();
+        said.send(frames).unwrap();
+    });
+    home.trust(server.address(), &host_key);
+    let run = home.afar(["wait", "-F", "none", "--known-hosts"]).arg(home.known_hosts());
+    let client = run.arg(format!("{}/job", server.address())).spawn();
+    was_asked.recv_timeout(DEADLINE).unwrap();
+    client.signal(Signal::TERM);
+    assert_eq!(client.wait().signal(), Some(Signal::TERM.as_raw()));
+    let frames = was_said.recv_timeout(DEADLINE).unwrap();
+    let has = |kind| frames.iter().any(|frame| frame.is(kind));
+    assert!(has(Kind::Detach) && !has(Kind::Close), "{frames:?}");
+}
+
+/// The host has proved itself, the request is on its way, and nobody answers.
+#[test]
+fn a_login_that_gets_no_answer_is_told_as_that_and_not_as_a_cut() {
+    let home = Home::new();
+    let host_key = home.make_key("host_key");
+    let server = FakeServer::start(&host_key, |server| {
+        server.link.expect(Kind::Auth);
+        server.link.rest();
+    });
+    home.trust(server.address(), &host_key);
+    let run = home.afar(["run", "-v", "-F", "none", "--result"]).arg(home.file("result"));
+    let run = run.args(["--connect-timeout", "300ms", "--reconnect-for", "1s", "--known-hosts"]);
+    let run = run.arg(home.known_hosts()).arg(server.address().to_string()).arg("true");
+    let output = run.output();
+    let said = output.expect_code(255).error_text();
+    assert!(said.contains("did not answer within 300ms; reconnecting"), "{said}");
+    assert!(said.contains("within 1s") && !said.contains("was cut"), "{said}");
+    let outcome = home.json("result");
+    assert_eq!(
+        (&outcome["started"], &outcome["end"]["kind"]),
+        (&json!("unknown"), &json!("unknown"))
+    );
 }

@@ -55,7 +55,7 @@ async fn show(found: FoundJob, args: LogsArgs, mut signals: Signals) -> Exit {
     };
     let mut job = session.attach(attachment(job, &args));
     let mut output = Output::new();
-    let mut status_line = StatusLine::new(&target, args.connect.verbosity());
+    let mut status_line = StatusLine::new(session.target(), args.connect.verbosity());
     let quiet = args.connect.verbosity() == Verbosity::Quiet;
     let mut shown = args.range.map(Shown::of);
     let mut exit = None;

@@ -29,7 +29,7 @@ use crate::console::{Verbosity, say, say_failure};
 use crate::exit::Exit;
 use crate::line_editor::{self, Line};
 use crate::prompt;
-use crate::run::{Output, Signals, note_line, say_end};
+use crate::run::{Output, Signals, StatusLine, note_line, say_end};
 use completion::LISTING_BYTES_MAX;
 
 use editor::{Lookup, Reader, Style};
@@ -303,7 +303,17 @@ impl Repl {
 
     /// Shows a command that runs. `None` if it was given up.
     async fn follow(&mut self, job: Job) -> Result<Option<Finished>, Exit> {
-        let mut job = job;
+        let mut status_line = StatusLine::new(&self.target, self.options.verbosity);
+        let followed = self.follow_with(job, &mut status_line).await;
+        status_line.clear(&mut self.output);
+        followed
+    }
+
+    async fn follow_with(
+        &mut self,
+        mut job: Job,
+        status_line: &mut StatusLine,
+    ) -> Result<Option<Finished>, Exit> {
         let typed = Typed::watch(self.interactive);
         let mut interrupted: Option<Instant> = None;
         loop {
@@ -324,6 +334,10 @@ impl Repl {
                         }
                         self.output.push(chunk.stream, chunk.bytes);
                     }
+                    Some(JobEvent::Disconnected { cause }) => {
+                        status_line.show(&mut self.output, &cause);
+                    }
+                    Some(JobEvent::Reconnected) => status_line.clear(&mut self.output),
                     Some(JobEvent::Finished(finished)) => return Ok(Some(*finished)),
                     Some(_) => {}
                     None => return Ok(None),

@@ -40,16 +40,16 @@ impl Runner<'_> {
         }
         let away = self.status_line.is_away();
         let leaving = self.options.leaving;
-        let ended = self.known.as_ref().is_some_and(|known| known.exit.is_some());
+        let ends = matches!(leaving, Leaving::Cancels | Leaving::Kills);
+        // Wherever the server has got with it: a handle that is dropped without this ends the job.
+        if let Some(job) = self.job.as_ref().filter(|_| !ends) {
+            job.detach();
+        }
         let left = match leaving {
             _ if self.known.is_none() => Left::Unanswered,
-            _ if ended => Left::Ended,
-            Leaving::Keeps | Leaving::Returns | Leaving::AtOnce => {
-                if let Some(job) = &self.job {
-                    job.detach();
-                }
-                if away && leaving != Leaving::Keeps { Left::AwayFromAnothers } else { Left::Alone }
-            }
+            _ if self.has_exited() => Left::Ended,
+            Leaving::Returns | Leaving::AtOnce if away => Left::AwayFromAnothers,
+            Leaving::Keeps | Leaving::Returns | Leaving::AtOnce => Left::Alone,
             // Dropping the job cancels it, but there is nobody who could be told.
             Leaving::Cancels if away => Left::Away,
             Leaving::Kills if away => Left::AwayToItsEnd,
@@ -63,6 +63,10 @@ impl Runner<'_> {
         let id = self.known.as_ref().map_or_else(|| job.id().clone(), |known| known.job.clone());
         let place = (self.options.job_name.0)(&id);
         Ending::left(&self.target, &id, self.known.as_ref(), (left, &place))
+    }
+
+    fn has_exited(&self) -> bool {
+        self.known.as_ref().is_some_and(|known| known.exit.is_some())
     }
 
     /// Has the server end the job, and waits for its word; `None` if the job has come to its end
@@ -95,8 +99,10 @@ impl Runner<'_> {
                 Step::Event(Some(event)) => self.handle_event(event),
                 Step::Event(None) | Step::Output => {}
                 Step::Signal(_) => {
-                    let ended = self.known.as_ref().is_some_and(|known| known.exit.is_some());
-                    return Some(if ended { Left::Ended } else { Left::Unconfirmed });
+                    return Some(match self.has_exited() {
+                        true => Left::Ended,
+                        false => Left::Unconfirmed,
+                    });
                 }
             }
             if self.ending.is_some() {

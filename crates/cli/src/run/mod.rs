@@ -128,7 +128,7 @@ pub(crate) async fn execute(
                     options: &options,
                     target: target.to_string(),
                     known: None,
-                    status_line: StatusLine::new(target, options.verbosity),
+                    status_line: StatusLine::new(&target.to_string(), options.verbosity),
                     ending: None,
                     local_failure: None,
                 };

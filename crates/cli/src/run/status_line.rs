@@ -2,8 +2,6 @@
 
 use std::io::{self, IsTerminal as _};
 
-use afar_client::Target;
-
 use super::output::Output;
 use crate::console::Verbosity;
 
@@ -34,7 +32,7 @@ pub(crate) struct StatusLine {
 }
 
 impl StatusLine {
-    pub(crate) fn new(target: &Target, verbosity: Verbosity) -> Self {
+    pub(crate) fn new(target: &str, verbosity: Verbosity) -> Self {
         let dumb = || std::env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty());
         let style = match verbosity {
             Verbosity::Quiet => Style::Nothing,
@@ -43,7 +41,7 @@ impl StatusLine {
             Verbosity::Normal if dumb() => Style::Log,
             Verbosity::Normal => Style::Line,
         };
-        Self { target: target.to_string(), style, away: None }
+        Self { target: target.to_owned(), style, away: None }
     }
 
     /// Whether there is no connection, as far as was told.
