@@ -8,6 +8,10 @@ use crate::console::Verbosity;
 /// Columns of a terminal that does not know how many it has.
 const COLUMNS: u16 = 80;
 
+/// Columns at the end of a line that stay free: some terminals wrap as soon as the last one is used,
+/// and a Ctrl-C is shown as two characters where the cursor is.
+const COLUMNS_FREE: usize = 3;
+
 /// Back to the beginning of the line, and nothing on it any more (ECMA-48, EL).
 const ERASE: &str = "\r\x1b[K";
 
@@ -93,11 +97,10 @@ impl StatusLine {
     }
 }
 
-/// As much of a text as fits into one line: what wraps is not erased with its line. The last column
-/// stays free, because some terminals wrap as soon as it is used.
+/// As much of a text as fits into one line: what wraps is not erased with its line.
 fn fitting(text: &str, columns: u16) -> &str {
     let columns = if columns == 0 { COLUMNS } else { columns };
-    let mut room = usize::from(columns) - 1;
+    let mut room = usize::from(columns).saturating_sub(COLUMNS_FREE);
     for (at, char) in text.char_indices() {
         // No character is wider than two columns.
         let Some(left) = room.checked_sub(if char.is_ascii() { 1 } else { 2 }) else {
@@ -113,13 +116,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_leaves_the_last_column_free() {
-        assert_eq!(fitting("0123456789", 11), "0123456789");
-        assert_eq!(fitting("0123456789", 10), "012345678");
-        assert_eq!(fitting("0123456789", 1), "");
-        assert_eq!(fitting("ab\u{5e83}\u{5c9b}", 7), "ab\u{5e83}\u{5c9b}");
-        assert_eq!(fitting("ab\u{5e83}\u{5c9b}", 6), "ab\u{5e83}");
+    fn a_line_leaves_its_last_columns_free() {
+        assert_eq!(fitting("0123456789", 13), "0123456789");
+        assert_eq!(fitting("0123456789", 12), "012345678");
+        assert_eq!((fitting("0123456789", 1), fitting("0123456789", 3)), ("", ""));
+        assert_eq!(fitting("ab\u{5e83}\u{5c9b}", 9), "ab\u{5e83}\u{5c9b}");
+        assert_eq!(fitting("ab\u{5e83}\u{5c9b}", 8), "ab\u{5e83}");
         // One that does not know its width.
-        assert_eq!(fitting(&"x".repeat(100), 0).len(), 79);
+        assert_eq!(fitting(&"x".repeat(100), 0).len(), 77);
     }
 }
