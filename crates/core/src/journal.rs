@@ -355,6 +355,17 @@ impl Entry {
         self.refused.is_none() && self.ended.is_none()
     }
 
+    /// Whether something of it may run still that its supervisor, which was killed, can't end any more, and
+    /// nobody has ended yet.
+    #[must_use]
+    pub fn has_unended_tree(&self) -> bool {
+        // A job that was sealed has ended under the eyes of its supervisor.
+        let is_lost = |ended: &Ended| ended.end == End::Lost && ended.seal.is_none();
+        self.tree_ended.is_none()
+            && self.refused.is_none()
+            && self.ended.as_ref().is_none_or(is_lost)
+    }
+
     /// Whether its process was started, as far as can be told (`J-1.4`).
     #[must_use]
     pub fn was_started(&self) -> WasStarted {

@@ -11,20 +11,16 @@ use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use afar_core::journal::{Entry, JournalRecord, Started, TreeEnded};
+use afar_core::journal::JournalRecord;
 use afar_sys::boot::{boot_id, since_boot};
-use afar_sys::cgroup::Slice;
 use afar_sys::child::{Ended, ExitStatus};
 use afar_sys::guard::{Guard, GuardEvent};
-use afar_sys::process_tree::{Process, ProcessId, Tree, TreeRoot, find_descendants};
-use afar_sys::signals::Signal;
+use afar_sys::process_tree::{Process, ProcessId, find_descendants};
 
-use crate::limits::{LOST_GRACE, LOST_KILL_PATIENCE};
 use crate::log::Log;
+use crate::lost_jobs::{LostJobs, now_us};
 use crate::store::{Beginning, Directory, Disk, Journal, RealDisk, StoreError};
-use crate::supervisor::MARK_VARIABLE;
 
 /// Of how many processes that go on the log has the numbers.
 const LEFT_SHOWN_MAX: usize = 20;
@@ -72,55 +68,6 @@ fn how(ended: Option<&Ended>) -> String {
     }
 }
 
-/// An unfinished job and what is found of it.
-struct Lost {
-    entry: Entry,
-    tree: Tree,
-    /// Processes of it that were there.
-    found: BTreeSet<ProcessId>,
-}
-
-impl Lost {
-    fn new(entry: &Entry, slice: Option<&Slice>, unreaped_until_ticks: u64) -> Self {
-        let root = match &entry.started {
-            Some(Started { pid, start_ticks, .. }) if *start_ticks > 0 => i32::try_from(*pid)
-                .map_or_else(
-                    |_| TreeRoot::of_unknown(),
-                    |pid| TreeRoot::of_lost_job(pid, *start_ticks, unreaped_until_ticks),
-                ),
-            _ => TreeRoot::of_unknown(),
-        };
-        let mark = format!("{MARK_VARIABLE}={}", entry.intended.mark);
-        let group = slice.and_then(|slice| slice.existing_group(&entry.intended.mark));
-        let tree = Tree::new(root, mark.as_bytes(), group.map(Arc::new));
-        Self { entry: entry.clone(), tree, found: BTreeSet::new() }
-    }
-
-    /// Counts who is there now; true if nobody is.
-    fn is_gone(&mut self) -> bool {
-        match self.tree.find() {
-            Ok(found) => {
-                self.found.extend(found.iter().map(|process| process.id));
-                found.is_empty()
-            }
-            // Nobody can tell, so nothing is claimed.
-            Err(_) => false,
-        }
-    }
-
-    /// What is to be written down, now that nothing more is done.
-    fn result(&self, at_us: u64) -> TreeEnded {
-        let left = self.tree.find().map_or(self.found.len(), |left| left.len());
-        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
-        TreeEnded {
-            job: self.entry.intended.job.clone(),
-            at_us,
-            ended: count(self.found.len().saturating_sub(left)),
-            left: count(left),
-        }
-    }
-}
-
 /// Ends what unfinished jobs have left, and says so in the journal.
 fn clean_up(guard: &Guard, jobs: &Path, log: Log) -> Result<(), StoreError> {
     let directory = Arc::new(Directory::open(jobs)?);
@@ -132,64 +79,21 @@ fn clean_up(guard: &Guard, jobs: &Path, log: Log) -> Result<(), StoreError> {
         unix_us: now_us(),
     };
     let mut journal = Journal::open(&directory, &disk, &beginning, log)?.journal;
-    let slice = Slice::current();
-    let unreaped = guard.unreaped_until_ticks();
-    let mut lost: Vec<Lost> = journal
-        .ledger()
-        .jobs()
-        .filter(|entry| entry.is_unfinished() && entry.tree_ended.is_none())
-        .map(|entry| Lost::new(entry, slice.as_ref(), unreaped))
-        .collect();
-    end_all(guard, &mut lost);
-    let at_us = now_us();
-    let mut left_over = 0;
-    for job in &lost {
-        let result = job.result(at_us);
-        log.info(&format!(
-            "job {} is lost: {} of its processes were ended, {} are left",
-            result.job, result.ended, result.left
-        ));
-        left_over += result.left;
+    let unended = journal.ledger().jobs().filter(|entry| entry.has_unended_tree()).cloned();
+    let mut lost = LostJobs::new(unended.collect(), Some(guard.unreaped_until_ticks()));
+    // An adopted process's own descendants tell the guardian nothing: so it looks by itself, too.
+    lost.end(|time| guard.pause(time));
+    for result in lost.results(log) {
         if let Err(error) = journal.append(JournalRecord::TreeEnded(result)) {
             log.error(&format!("the journal does not say so: {error}"));
         }
     }
-    if left_over > 0 {
-        log.error(&format!("{left_over} processes of lost jobs can't be ended"));
-    }
-    tell_of_others(&lost, log);
+    tell_of_others(&lost.found(), log);
     Ok(())
 }
 
-/// TERM, a grace for all of them together, KILL, and patience until they are gone. Nobody waits for what
-/// can't be killed.
-fn end_all(guard: &Guard, lost: &mut [Lost]) {
-    for job in lost.iter_mut() {
-        if !job.is_gone() {
-            let _ = job.tree.kill(Signal::TERM);
-            let _ = job.tree.kill(Signal::CONT);
-        }
-    }
-    if wait_until_gone(guard, lost, LOST_GRACE) {
-        return;
-    }
-    for job in lost.iter_mut() {
-        if !job.is_gone() {
-            let _ = job.tree.kill(Signal::KILL);
-        }
-    }
-    wait_until_gone(guard, lost, LOST_KILL_PATIENCE);
-}
-
-fn wait_until_gone(guard: &Guard, lost: &mut [Lost], time: Duration) -> bool {
-    // Each look reads all of /proc, so that the first one who is still there ends it.
-    guard.wait_until(time, || lost.iter_mut().all(Lost::is_gone))
-}
-
 /// What goes on: what ended jobs have left behind, and what has hidden from its own.
-fn tell_of_others(lost: &[Lost], log: Log) {
-    let known: BTreeSet<ProcessId> =
-        lost.iter().flat_map(|job| job.found.iter().copied()).collect();
+fn tell_of_others(known: &BTreeSet<ProcessId>, log: Log) {
     let others: Vec<Process> = find_descendants().unwrap_or_default();
     let others: Vec<i32> =
         others.iter().filter(|one| !known.contains(&one.id)).map(|one| one.id.pid).collect();
@@ -208,13 +112,12 @@ fn tell_of_others(lost: &[Lost], log: Log) {
     ));
 }
 
-fn now_us() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use afar_sys::signals::Signal;
+
     use super::*;
 
     #[test]

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod listener;
 mod local_files;
 pub mod log;
+mod lost_jobs;
 pub mod monitor;
 pub mod paths;
 pub mod stdio;

@@ -29,8 +29,11 @@ pub const ARCHIVE_DEADLINE: Duration = Duration::from_secs(5);
 pub const SPOOL_READERS_MAX: usize = 2;
 
 /// How long a supervisor that is told to end waits for its jobs: they get TERM, and KILL after a
-/// grace of 5 s unless they asked for another.
+/// grace of 5 s unless they asked for another, which is cut short by this.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long it waits then for what it has killed.
+pub const STOP_KILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a supervisor that was started may need until it listens: it asks the user database, and
 /// opens a log in a home that may be on a server. It is killed then.
@@ -38,7 +41,8 @@ pub const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long is waited for the end of a supervisor that listens no more: longer than it waits for its
 /// jobs.
-pub const ENDING_PATIENCE: Duration = Duration::from_secs(STOP_TIMEOUT.as_secs() + 2);
+pub const ENDING_PATIENCE: Duration =
+    Duration::from_secs(STOP_TIMEOUT.as_secs() + STOP_KILL_PATIENCE.as_secs() + 2);
 
 /// How long a login waits for its supervisor while that of another login is being started; more than
 /// it may take to start one or to wait for the end of one, and less than the client's patience.

@@ -14,7 +14,7 @@ use rustix::thread::set_name;
 use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What a guardian is woken by: the ends of processes, and what it passes on.
 const WAITED: [Signal; 4] = [Signal::CHLD, Signal::TERM, Signal::INT, Signal::HUP];
@@ -116,33 +116,19 @@ impl Guard {
         self.unreaped_until_ticks
     }
 
-    /// Waits until `done`, which is asked again after each end of a process below, and for `time` at
-    /// most. Signals are left for later. Returns what `done` said last.
-    pub fn wait_until(&self, time: Duration, mut done: impl FnMut() -> bool) -> bool {
-        let deadline = Instant::now() + time;
-        loop {
-            let ours = self.child.pid();
-            // The guarded process has ended and was reaped, so everything that ends is adopted.
-            let _ = reap_adopted(|pid| pid == ours && self.is_unreaped());
-            if done() {
-                return true;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            // An adopted process's own descendants tell it nothing: so it looks by itself, too.
-            wait_for(&[Signal::CHLD], Some(left.min(LOOK_INTERVAL)));
-        }
+    /// Waits for `time`, or until a process below has ended, and reaps what was adopted. Signals are left for
+    /// later.
+    pub fn pause(&self, time: Duration) {
+        wait_for(&[Signal::CHLD], Some(time));
+        let ours = self.child.pid();
+        // The guarded process has ended and was reaped, so everything that ends is adopted.
+        let _ = reap_adopted(|pid| pid == ours && self.is_unreaped());
     }
 
     fn is_unreaped(&self) -> bool {
         self.child.tree_root().reaped_ticks.is_none()
     }
 }
-
-/// How often is looked while nobody tells.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 fn set_of(signals: &[Signal]) -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();

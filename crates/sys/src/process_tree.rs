@@ -10,10 +10,12 @@
 //! start time of the process that was found, so nothing else is ever hit.
 
 mod command;
+mod forest;
 mod procfs;
 mod tree;
 
 pub use command::CommandRoot;
+pub use forest::Forest;
 pub use procfs::{Process, ProcessId, threads_of_user};
 pub use tree::Tree;
 

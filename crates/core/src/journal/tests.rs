@@ -314,3 +314,24 @@ fn that_there_is_an_index_outlives_what_was_put_there() {
     assert!(replay.is_good() && replay.ledger.is_indexed());
     assert_eq!((replay.ledger.jobs().len(), &replay.ledger), (0, &ledger));
 }
+
+#[test]
+fn fault_56_what_is_left_of_a_job_is_looked_after_until_somebody_says_that_it_was() {
+    let unended = |records: &[JournalRecord]| {
+        let replay = Replay::read(&file_of(records));
+        assert!(replay.is_good(), "{:?}", replay.faults);
+        replay.ledger.job(&key("a")).unwrap().has_unended_tree()
+    };
+    let JournalRecord::Ended(sealed) = ended("a") else { panic!() };
+    let lost = |seal| Ended { end: End::Lost, seal, ..(*sealed).clone() };
+    let lost_unseen = JournalRecord::Ended(Box::new(lost(None)));
+    let given_up = JournalRecord::Ended(Box::new(lost(sealed.seal.clone())));
+    let begun = [began("one", 1, 1), intended("a", 1), started("a")];
+    let with = |records: &[JournalRecord]| [&begun[..], records].concat();
+    assert!(unended(&begun[..2]) && unended(&begun));
+    assert!(unended(&with(std::slice::from_ref(&lost_unseen))));
+    assert!(!unended(&with(&[lost_unseen, tree_ended("a")])));
+    assert!(!unended(&with(&[tree_ended("a")])));
+    assert!(!unended(&with(&[ended("a")])) && !unended(&with(&[given_up])));
+    assert!(!unended(&[begun[0].clone(), begun[1].clone(), not_started("a")]));
+}

@@ -64,6 +64,9 @@ pub struct OpenedArchive {
     /// The jobs whose supervisor was killed: they are `lost` now, and what they left behind may still
     /// be there, unless their guardian has said otherwise.
     pub lost: Vec<Entry>,
+    /// Lost jobs whose processes nobody has ended yet: whoever does says so by [`Archive::tree_ended`]. Until
+    /// then they stay in the journal, for the next one to try.
+    pub unended: Vec<Entry>,
 }
 
 /// A job that is going to be started.
@@ -123,6 +126,8 @@ struct Pending {
     job: EndedJob,
     /// Counts what has changed of it since it ended.
     change: u64,
+    /// Whether the journal has to keep it, because something of it may run still.
+    held: bool,
 }
 
 /// What becomes of a job after its end.
@@ -211,7 +216,9 @@ impl Archive {
             None => Vec::new(),
         };
         archive.take_over_ended();
-        Ok(OpenedArchive { archive, lost })
+        let jobs = archive.journal.ledger().jobs();
+        let unended = jobs.filter(|entry| is_held(entry)).cloned().collect();
+        Ok(OpenedArchive { archive, lost, unended })
     }
 
     /// Says that jobs are run of which this archive does not know: see [`Journal::disavow`].
@@ -324,9 +331,13 @@ impl Archive {
         self.move_to_index(key, Some(info), kept_until_us);
     }
 
-    /// The guardian's word on a job whose supervisor was killed.
+    /// What became of what a job has left whose supervisor was killed.
     pub fn tree_ended(&mut self, tree: TreeEnded) {
+        if let Some(pending) = self.pending.get_mut(&tree.job) {
+            pending.held = false;
+        }
         self.append(JournalRecord::TreeEnded(tree));
+        self.work.notify_one();
     }
 
     /// The spool of a job now has output that is kept until then: of a job that had ended before.
@@ -357,7 +368,7 @@ impl Archive {
             let found = if self.may_hang { None } else { self.lookup(key).ok() };
             match found {
                 Some(Some(job)) => {
-                    self.pending.insert(key.clone(), Pending { job, change: 0 });
+                    self.pending.insert(key.clone(), Pending { job, change: 0, held: false });
                 }
                 Some(None) => return,
                 // Whoever writes the index does it, or says why it can't be done; and whoever asks next
@@ -577,7 +588,8 @@ impl Archive {
             self.next_retention_us = unix_us.saturating_add(interval);
             self.keeper.order(move |keeper| keeper.retain(unix_us));
         }
-        let busy = self.batch.is_some() || !self.pending.is_empty() || self.journal.is_behind();
+        let waits = self.pending.values().any(|pending| !pending.held);
+        let busy = self.batch.is_some() || waits || self.journal.is_behind();
         if busy { INDEX_DELAY } else { RETENTION_INTERVAL }
     }
 
@@ -608,10 +620,11 @@ impl Archive {
 
     fn send_batch(&mut self, since_boot: Duration) {
         let is_due = self.batch.is_none() && self.batch_retry.is_due(since_boot);
-        if !is_due || self.pending.is_empty() {
+        let ready = self.pending.iter().filter(|(_, pending)| !pending.held);
+        let jobs: Vec<_> = ready.take(INDEX_BATCH_JOBS_MAX).collect();
+        if !is_due || jobs.is_empty() {
             return;
         }
-        let jobs: Vec<_> = self.pending.iter().take(INDEX_BATCH_JOBS_MAX).collect();
         let changes = jobs.iter().map(|(key, pending)| ((*key).clone(), pending.change)).collect();
         let jobs: Vec<EndedJob> = jobs.iter().map(|(_, pending)| pending.job.clone()).collect();
         let done = self.keeper.ask(move |keeper| keeper.with(|index| index.put(&jobs)).is_some());
@@ -629,7 +642,7 @@ impl Archive {
         let Some(entry) = self.journal.ledger().job(key) else { return };
         let job = ended_job(entry, info, kept_until_us);
         self.known_ids.add(key);
-        self.pending.insert(key.clone(), Pending { job, change: 0 });
+        self.pending.insert(key.clone(), Pending { job, change: 0, held: false });
         self.work.notify_one();
     }
 
@@ -661,8 +674,9 @@ impl Archive {
             let Some(entry) = self.entry(&key) else { continue };
             let mut job = ended_job(entry, None, None);
             add_kept_output(&self.spools, entry, &mut job);
+            let held = is_held(entry);
             self.known_ids.add(&key);
-            self.pending.insert(key, Pending { job, change: 0 });
+            self.pending.insert(key, Pending { job, change: 0, held });
             self.work.notify_one();
         }
     }
@@ -680,6 +694,11 @@ pub async fn tend(archive: &RefCell<Archive>) {
             tokio::time::sleep(INDEX_DELAY).await;
         }
     }
+}
+
+/// Whether a job that has ended stays in the journal.
+fn is_held(entry: &Entry) -> bool {
+    !entry.is_unfinished() && entry.has_unended_tree()
 }
 
 /// What is told of a job that has ended.

@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
 
 use super::{Introduction, Stay, Supervisor, Why, admit, stop};
-use crate::limits::{GRANT_DEADLINE, STOP_TIMEOUT};
+use crate::limits::{GRANT_DEADLINE, STOP_KILL_PATIENCE, STOP_TIMEOUT};
 use crate::log::Log;
 
 /// As close to a deadline as is tested.
@@ -52,8 +52,10 @@ async fn whoever_connects_has_so_long_to_say_whom_it_brings() {
 async fn a_supervisor_that_is_told_to_end_waits_so_long_for_its_jobs() {
     let local = tokio::task::LocalSet::new();
     let stopped = async {
+        // What is killed then has a little more time to go.
+        let at_most = STOP_TIMEOUT + STOP_KILL_PATIENCE;
         for (leaves_after, waits) in
-            [(STOP_TIMEOUT - MOMENT, STOP_TIMEOUT - MOMENT), (STOP_TIMEOUT + MOMENT, STOP_TIMEOUT)]
+            [(at_most - MOMENT, at_most - MOMENT), (at_most + MOMENT, at_most)]
         {
             let supervisor = supervisor();
             let job = Stay::new(&supervisor, Why::Running);

@@ -514,6 +514,11 @@ impl Jobs {
         }
     }
 
+    /// Tells all that are being ended that they have no more time for it.
+    pub(super) fn hasten_all(&self) {
+        self.tell_live(|| ToJob::Hasten);
+    }
+
     /// Tells all that have not ended that they are to end.
     pub(super) fn end_all(&self) {
         self.tell_live(|| ToJob::End(Cause::Cancelled));

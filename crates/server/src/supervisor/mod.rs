@@ -27,6 +27,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use afar_core::journal::Entry;
 use afar_net::local::{Introduction, introduced};
 use afar_proto::message::Incarnation;
 use afar_sys::guard::{Split, split};
@@ -37,9 +38,10 @@ use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, watch};
 
 use crate::guardian;
-use crate::limits::{GRANT_DEADLINE, SOCKET_INTERVAL, STOP_TIMEOUT};
+use crate::limits::{GRANT_DEADLINE, SOCKET_INTERVAL, STOP_KILL_PATIENCE, STOP_TIMEOUT};
 use crate::local_files::are_local;
 use crate::log::Log;
+use crate::lost_jobs::LostJobs;
 use crate::paths::jobs_dir;
 use crate::store::{self, Archive, ArchiveConfig, Beginning, OpenedArchive, Quotas, RealDisk};
 use conversation::Conversation;
@@ -57,6 +59,9 @@ pub const IDLE_EXIT: Duration = Duration::from_secs(600);
 
 /// How long to wait after accept(2) failed, for whatever is lacking to come back.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// The status of a supervisor that was told to end, and leaves jobs that have not ended.
+const STATUS_JOBS_LEFT: u8 = 1;
 
 /// The file mode creation mask of jobs, as a login gives it (login.defs(5)).
 const UMASK: u32 = 0o022;
@@ -168,13 +173,35 @@ impl Supervisor {
     }
 }
 
+/// What is known of jobs.
+struct Known {
+    archive: Rc<RefCell<Archive>>,
+    /// Those whose processes may run still, though their supervisor was killed, and its guardian too.
+    unended: Vec<Entry>,
+}
+
+impl Known {
+    /// Does the guardian's work, for want of one, while this supervisor already listens.
+    async fn end_unended(self, log: Log) {
+        let Self { archive, unended } = self;
+        if unended.is_empty() {
+            return;
+        }
+        let ended = tokio::task::spawn_blocking(move || {
+            let mut lost = LostJobs::new(unended, None);
+            lost.end(std::thread::sleep);
+            lost.results(log)
+        });
+        // A thread that has panicked has said why; the next supervisor tries it again.
+        for result in ended.await.unwrap_or_default() {
+            archive.borrow_mut().tree_ended(result);
+        }
+    }
+}
+
 /// What is known of the jobs before, and will be of those to come. Without it jobs run all the same,
 /// and are forgotten with this process.
-fn open_archive(
-    user: &User,
-    incarnation: Option<Incarnation>,
-    log: Log,
-) -> Option<Rc<RefCell<Archive>>> {
+fn open_archive(user: &User, incarnation: Option<Incarnation>, log: Log) -> Option<Known> {
     let path = jobs_dir(&user.home);
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let opened = afar_sys::boot::boot_id().map_err(|error| error.to_string()).and_then(|boot| {
@@ -194,12 +221,12 @@ fn open_archive(
         Archive::open(&path, &config, &beginning).map_err(|error| error.to_string())
     });
     match opened {
-        Ok(OpenedArchive { archive, lost }) => {
+        Ok(OpenedArchive { archive, lost, unended }) => {
             for entry in lost {
                 let job = &entry.intended.job.job;
                 log.info(&format!("the supervisor of job {job} was killed: its end is not known"));
             }
-            Some(Rc::new(RefCell::new(archive)))
+            Some(Known { archive: Rc::new(RefCell::new(archive)), unended })
         }
         Err(error) => {
             log.error(&format!(
@@ -294,12 +321,13 @@ fn go_on(number: RawFd, config: SupervisorConfig) -> Result<u8, SupervisorError>
 
 fn run_here(
     mut supervisor: Supervisor,
-    archive: Option<Rc<RefCell<Archive>>>,
+    known: Option<Known>,
     claim: Claim,
     left: Option<Left>,
     idle_exit: Duration,
 ) -> Result<u8, SupervisorError> {
-    let archived = archive.as_ref().and_then(|archive| jobs::Jobs::archived(Rc::clone(archive)));
+    let archive = known.as_ref().map(|known| Rc::clone(&known.archive));
+    let archived = archive.clone().and_then(jobs::Jobs::archived);
     if let Some(jobs) = archived {
         supervisor.jobs = jobs;
     }
@@ -312,10 +340,11 @@ fn run_here(
         .map_err(io_error("cannot start the runtime"))?;
     keep_a_thread(&runtime)?;
     let local = tokio::task::LocalSet::new();
-    if let Some(archive) = archive {
+    if let Some((known, archive)) = known.zip(archive) {
+        local.spawn_local(known.end_unended(supervisor.log));
         local.spawn_local(async move { store::tend(&archive).await });
     }
-    local.block_on(&runtime, serve(supervisor, claim, left, idle_exit)).map(|()| 0)
+    local.block_on(&runtime, serve(supervisor, claim, left, idle_exit))
 }
 
 /// Has the runtime start one of its threads for what blocks, which it keeps.
@@ -333,7 +362,7 @@ async fn serve(
     claim: Claim,
     left: Option<Left>,
     idle_exit: Duration,
-) -> Result<(), SupervisorError> {
+) -> Result<u8, SupervisorError> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut term = signal(SignalKind::terminate()).map_err(io_error("cannot handle SIGTERM"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io_error("cannot handle SIGHUP"))?;
@@ -360,18 +389,18 @@ async fn serve(
             }
             () = &mut idling => {
                 idling = Box::pin(idle(supervisor.busy.subscribe(), idle_exit));
-                let Some(open) = socket.take() else { return Ok(()) };
+                let Some(open) = socket.take() else { return Ok(0) };
                 let (late, claim) = open.close()?;
                 if late.is_empty() {
-                    return Ok(());
+                    return Ok(0);
                 }
                 // Somebody came in at the last moment: stay, under a new socket.
                 late.into_iter().for_each(|stream| welcome(&supervisor, stream));
                 socket = claim.renewable().map(Claim::listen).transpose()?;
             }
             _ = term.recv() => {
-                stop(&supervisor, socket).await;
-                return Ok(());
+                let all_ended = stop(&supervisor, socket).await;
+                return Ok(if all_ended { 0 } else { STATUS_JOBS_LEFT });
             }
             _ = hangup.recv() => upgrade::want(&supervisor, None),
             () = upgrade::due(&supervisor) => upgrade::upgrade(&supervisor, socket.as_ref()).await,
@@ -565,8 +594,9 @@ impl Drop for AtWork {
 }
 
 /// Tells every client that this ends, and waits until their jobs have been ended, and the shells of
-/// sessions. Nobody else can start one before that.
-async fn stop(supervisor: &Rc<Supervisor>, socket: Option<Socket>) {
+/// sessions; whoever takes too long is killed. Nobody else can start one before that. False if something is
+/// left even so, which the guardian looks after.
+async fn stop(supervisor: &Rc<Supervisor>, socket: Option<Socket>) -> bool {
     supervisor.stopping.send_replace(Stopping::ForGood);
     supervisor.jobs.end_all();
     let closed = socket.map(Socket::close).transpose().unwrap_or_else(|error| {
@@ -578,8 +608,13 @@ async fn stop(supervisor: &Rc<Supervisor>, socket: Option<Socket>) {
     late.into_iter().flatten().for_each(|stream| welcome(supervisor, stream));
     let mut busy = supervisor.busy.subscribe();
     let gone = |counts: &Counts| counts.conversations + counts.jobs + counts.sessions == 0;
-    let ended = busy.wait_for(gone);
-    let _ = tokio::time::timeout(STOP_TIMEOUT, ended).await;
+    if tokio::time::timeout(STOP_TIMEOUT, busy.wait_for(gone)).await.is_ok() {
+        return true;
+    }
+    let jobs = busy.borrow().jobs;
+    supervisor.log.error(&format!("{jobs} jobs have not ended in time, and are killed"));
+    supervisor.jobs.hasten_all();
+    tokio::time::timeout(STOP_KILL_PATIENCE, busy.wait_for(gone)).await.is_ok()
 }
 
 fn welcome(supervisor: &Rc<Supervisor>, stream: UnixStream) {
@@ -645,7 +680,7 @@ mod tests {
         let connection = Connection::new(Role::Client, Config::default(), clock.now());
         let mut client = attach_local(stream, &grant, connection, clock);
         let local = tokio::task::LocalSet::new();
-        let (told, ()) = local
+        let (told, all_ended) = local
             .run_until(async {
                 tokio::join!(
                     async {
@@ -660,5 +695,51 @@ mod tests {
             })
             .await;
         assert!(told.contains("told to end"), "{told}");
+        assert!(all_ended);
+    }
+
+    /// A supervisor that is told to end, and the job that it has.
+    struct Stopped {
+        supervisor: Rc<Supervisor>,
+        commands: tokio::sync::mpsc::UnboundedReceiver<job::ToJob>,
+        stay: Stay,
+    }
+
+    fn with_a_job() -> Stopped {
+        let user = current_user().unwrap().unwrap();
+        let supervisor = Rc::new(Supervisor::new(user, None, Log::default()));
+        let (sender, commands) = tokio::sync::mpsc::unbounded_channel();
+        let job = afar_proto::message::JobId::new("j").unwrap();
+        let key = afar_core::job::JobKey { scope: String::new(), job };
+        supervisor.jobs.enter(key, [0; 32], 1, sender);
+        let stay = Stay::new(&supervisor, Why::Running);
+        Stopped { supervisor, commands, stay }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fault_36_who_outlives_its_grace_when_the_supervisor_ends_is_killed_in_time() {
+        use job::ToJob;
+        let Stopped { supervisor, mut commands, stay } = with_a_job();
+        let began = tokio::time::Instant::now();
+        let job = async move {
+            assert!(matches!(commands.recv().await, Some(ToJob::End(_))));
+            assert_eq!(began.elapsed(), Duration::ZERO);
+            assert!(matches!(commands.recv().await, Some(ToJob::Hasten)));
+            assert!(began.elapsed() >= STOP_TIMEOUT);
+            drop(stay);
+        };
+        let (all_ended, ()) = tokio::join!(stop(&supervisor, None), job);
+        assert!(all_ended);
+        assert!(began.elapsed() < STOP_TIMEOUT + STOP_KILL_PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fault_38_who_cannot_be_killed_keeps_no_supervisor_and_is_left_to_the_guardian() {
+        let stopped = with_a_job();
+        let began = tokio::time::Instant::now();
+        assert!(!stop(&stopped.supervisor, None).await);
+        let waited = began.elapsed();
+        assert!(waited >= STOP_TIMEOUT + STOP_KILL_PATIENCE, "{waited:?}");
+        assert!(waited < crate::limits::ENDING_PATIENCE, "{waited:?}");
     }
 }

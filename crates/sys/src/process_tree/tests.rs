@@ -240,3 +240,44 @@ fn what_a_command_left_is_found_after_the_shells_end() {
     running.kill_tree(Signal::KILL);
     assert_eq!(running.rest_of_stdout(), "");
 }
+
+fn tree_of(running: &Running) -> Tree {
+    Tree::new(running.child.tree_root(), running.mark.as_bytes(), None)
+}
+
+#[test]
+fn fault_35_many_trees_are_found_by_one_look_as_each_is_by_its_own() {
+    let daemon = "(setsid sleep 1000 &); env -i sleep 1000 & sleep 1000 & echo ready; read line";
+    let mut left = ready("env -i sleep 1000 & echo ready; exit 5");
+    left.wait();
+    let running = [ready("echo ready; read line"), ready(daemon), ready(daemon), left];
+    let mut forest = Forest::new(running.iter().map(tree_of).collect());
+    let pids = |found: &[Process]| {
+        let mut pids: Vec<i32> = found.iter().map(|process| process.id.pid).collect();
+        pids.sort_unstable();
+        pids
+    };
+    for (found, running) in forest.find().unwrap().iter().zip(&running) {
+        assert_eq!(pids(found), running.tree());
+    }
+    let counts: Vec<usize> = forest.seen().iter().map(BTreeSet::len).collect();
+    assert_eq!(counts, [1, 4, 4, 1]);
+}
+
+#[test]
+fn fault_36_in_a_forest_too_who_ignores_term_or_is_stopped_meets_kill() {
+    let stubborn = "trap '' TERM; sleep 1000 & echo ready; while :; do sleep 1000; done";
+    let mut running =
+        [ready(stubborn), ready("echo ready; kill -STOP $$"), ready("echo ready; read l")];
+    let others = ready("echo ready; read line");
+    let mut forest = Forest::new(running.iter().map(tree_of).collect());
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    forest.kill(Signal::TERM, deadline).unwrap();
+    forest.kill(Signal::KILL, deadline).unwrap();
+    for running in &mut running {
+        assert_eq!(running.rest_of_stdout(), "");
+        running.wait();
+    }
+    assert!(forest.find().unwrap().iter().all(Vec::is_empty));
+    assert_eq!(others.tree(), [others.pid()]);
+}

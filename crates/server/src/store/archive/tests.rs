@@ -57,6 +57,20 @@ impl Rig {
             Beginning { incarnation, boot: BOOT.to_owned(), since_boot, unix_us: us(seconds) };
         Archive::open(&self.path(), &config, &beginning).unwrap()
     }
+
+    /// As [`Self::open`], with nothing left of any job.
+    fn open_cleared(&self, seconds: u64) -> OpenedArchive {
+        let mut opened = self.open(seconds);
+        for entry in &opened.unended {
+            opened.archive.tree_ended(TreeEnded {
+                job: entry.intended.job.clone(),
+                at_us: us(seconds),
+                ended: 0,
+                left: 0,
+            });
+        }
+        opened
+    }
 }
 
 fn us(seconds: u64) -> u64 {
@@ -189,7 +203,7 @@ fn kept_bytes(archive: &Archive, job: &EndedJob) -> usize {
 #[tokio::test]
 async fn a_job_that_has_ended_is_told_of_at_every_moment() {
     let rig = Rig::new();
-    let OpenedArchive { mut archive, lost } = rig.open(100);
+    let OpenedArchive { mut archive, lost, .. } = rig.open(100);
     assert!(lost.is_empty());
     start(&mut archive, "a", 101);
     assert_eq!(archive.lookup(&key("a")).unwrap(), None, "it has not ended");
@@ -203,7 +217,7 @@ async fn a_job_that_has_ended_is_told_of_at_every_moment() {
     told.push(archive.lookup(&key("a")).unwrap().unwrap());
     assert_eq!(ids(&mut archive).await, ["a"]);
     drop(archive);
-    let OpenedArchive { mut archive, lost } = rig.open(200);
+    let OpenedArchive { mut archive, lost, .. } = rig.open(200);
     assert!(lost.is_empty());
     told.push(archive.lookup(&key("a")).unwrap().unwrap());
     assert_eq!(archive.with_prefix(Some(""), "a").await.len(), 1);
@@ -234,7 +248,7 @@ async fn fault_56_what_a_killed_supervisor_left_is_told_as_it_is_known() {
     archive.not_started(&key("refused"), &refused, us(102));
     // Nothing is closed and nobody is told: as after SIGKILL.
     drop(archive);
-    let OpenedArchive { mut archive, lost } = rig.open(200);
+    let OpenedArchive { mut archive, lost, .. } = rig.open(200);
     let lost: Vec<_> = lost.iter().map(|entry| entry.intended.job.job.to_string()).collect();
     assert_eq!(lost, ["intended", "started"]);
     for round in 0..3 {
@@ -271,7 +285,7 @@ async fn after_an_upgrade_nothing_is_lost() {
     {}
     drop(writer);
     drop(archive);
-    let OpenedArchive { mut archive, lost } = rig.open_as(None, 200);
+    let OpenedArchive { mut archive, lost, .. } = rig.open_as(None, 200);
     assert!(lost.is_empty());
     assert_eq!((archive.incarnation(), archive.unfinished().count()), ("i100", 1));
     let mut writer = archive.resume_spool(&key("a"), [5, 0]).unwrap().unwrap();
@@ -721,6 +735,37 @@ async fn where_the_index_may_hang_its_thread_changes_it() {
     let found = archive.look_up(&key("a")).await.unwrap().unwrap();
     assert!(found.removed && found.spool.is_none());
     assert_eq!(ids(&mut archive).await, [""; 0]);
+}
+
+/// J-1.4: a lost job stays in the journal until somebody has looked after what it has left, be the one who
+/// was about to killed as well.
+#[tokio::test]
+async fn fault_56_what_a_lost_job_has_left_is_not_forgotten_before_it_is_ended() {
+    let rig = Rig::new();
+    let mut archive = rig.open(100).archive;
+    start(&mut archive, "a", 101);
+    begin(&mut archive, "b", 101);
+    archive.not_started(&key("b"), &refusal(), us(101));
+    drop(archive);
+    for seconds in [200, 300] {
+        let OpenedArchive { mut archive, unended, .. } = rig.open(seconds);
+        let unended: Vec<_> = unended.iter().map(|entry| &entry.intended.job).collect();
+        assert_eq!(unended, [&key("a")]);
+        settle(&mut archive, seconds + 1).await;
+        assert!(archive.entry(&key("a")).is_some());
+        assert!(archive.lookup(&key("a")).unwrap().is_some());
+    }
+    let mut archive = rig.open_cleared(400).archive;
+    settle(&mut archive, 401).await;
+    assert!(archive.entry(&key("a")).is_none());
+    assert!(archive.lookup(&key("a")).unwrap().is_some());
+    drop(archive);
+    assert!(rig.open(500).unended.is_empty());
+}
+
+fn refusal() -> Refused {
+    let (phase, reason) = (Phase::Spawn, RefusalReason::NotFound);
+    Refused { phase, reason, message: String::new(), started: WasStarted::No }
 }
 
 /// As if the user had no more processes for a moment.

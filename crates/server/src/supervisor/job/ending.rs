@@ -177,6 +177,13 @@ impl Ending {
         self.begin();
     }
 
+    /// The grace is over now, if it runs.
+    pub(super) fn hasten(&mut self) {
+        if self.kill_at.is_some() {
+            self.kill_at = Some(Instant::now());
+        }
+    }
+
     /// Takes every step that is due; tells whether there was one.
     pub(super) fn poll(&mut self, context: &mut Context<'_>, now: Instant, exited: bool) -> bool {
         let kill_due = self.kill_at.is_some_and(|at| now >= at);

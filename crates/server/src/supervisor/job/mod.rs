@@ -252,6 +252,11 @@ impl Job {
                 }
             }
             ToJob::End(cause) => self.machine.end(cause),
+            ToJob::Hasten => {
+                // It may have been told to end in the same moment.
+                self.act();
+                self.ending.hasten();
+            }
             ToJob::Freeze(reply) => {
                 // What those have said who have left by now is done first.
                 self.act();

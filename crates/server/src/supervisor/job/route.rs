@@ -24,6 +24,8 @@ pub(in crate::supervisor) enum ToJob {
     Kill(Option<Signal>, oneshot::Sender<bool>),
     /// It is to be ended.
     End(Cause),
+    /// What is being ended has no more time for it.
+    Hasten,
     /// It is to stand still and to write itself down; `None` if that can't be now, and then it goes on.
     Freeze(oneshot::Sender<Option<Box<WrittenJob>>>),
     /// It goes on, if it stands still.

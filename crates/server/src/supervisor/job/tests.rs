@@ -108,6 +108,27 @@ fn pid_in(text: &[u8]) -> String {
 }
 
 #[tokio::test]
+async fn fault_36_a_grace_that_is_cut_short_ends_in_kill() {
+    let supervisor = supervisor();
+    let local = tokio::task::LocalSet::new();
+    let text = "trap '' TERM; echo ready; while :; do sleep 1000; done";
+    let spec = OpenSpec { kill_after_ms: Some(3_600_000), ..script(text) };
+    local
+        .run_until(async {
+            let mut owned = Owned::start(&supervisor, &spec);
+            tokio::task::spawn_local(owned.run());
+            owned.allow(100);
+            while !matches!(owned.told.recv().await.unwrap().1, FromJob::Told(Told::Data { .. })) {}
+            // Of one that is not being ended there is nothing to be hastened.
+            owned.commands.send(ToJob::Hasten).unwrap();
+            owned.commands.send(ToJob::End(Cause::Cancelled)).unwrap();
+            owned.commands.send(ToJob::Hasten).unwrap();
+            assert_eq!(owned.hear().await.exit, Some(End::Cancelled));
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn a_process_that_cannot_be_watched_is_killed_with_its_tree_and_its_end_is_lost() {
     // W-5.6. Its child says its pid, and holds the pipe.
     let supervisor = supervisor();

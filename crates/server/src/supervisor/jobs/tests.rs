@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use afar_core::journal::TreeEnded;
 use afar_proto::message::{Command, JobState};
 use tempfile::TempDir;
 
@@ -25,7 +26,11 @@ fn open(path: &Path, incarnation: &str) -> Jobs {
         since_boot: since_boot(),
         unix_us: unix_time_us(),
     };
-    let opened = Archive::open(&path.join("jobs"), &config, &beginning).unwrap();
+    let mut opened = Archive::open(&path.join("jobs"), &config, &beginning).unwrap();
+    for entry in opened.unended {
+        let job = entry.intended.job;
+        opened.archive.tree_ended(TreeEnded { job, at_us: 1, ended: 0, left: 0 });
+    }
     Jobs::archived(Rc::new(RefCell::new(opened.archive))).unwrap()
 }
 
