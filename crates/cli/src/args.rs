@@ -106,7 +106,7 @@ The outcome, as --result FILE and the last event hold it:
   started_at, wall_s, user_s, sys_s, max_rss_bytes,
   streams {stdout|stderr: {bytes, blake3, complete, gaps}}, streams_left_open, reconnects, error,
   verified (whole, or suffix where a part was gone before we came),
-  and where there is something to say: session_restarted, detail (output_quota), read_bytes,
+  and where there is something to say: session_restarted, detail (output_quota, unkillable), read_bytes,
   written_bytes
 What can't be known is null.";
 

@@ -46,7 +46,7 @@ pub struct Outcome {
     /// before it, so that what earlier commands had set is lost. Not there if false.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub session_restarted: bool,
-    /// Why the server ended it, where `end` does not say: `output_quota`. Not there otherwise.
+    /// Why the server ended it, where `end` does not say: `output_quota`; or that it could not: `unkillable`. Not there otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<SealDetail>,
     /// How far what arrived was held against the seal: `whole`, or `suffix` where a part had gone

@@ -46,3 +46,42 @@ fn fault_62_without_a_process_nothing_is_started_and_that_is_said() {
     let outcome = host.json("result");
     assert_eq!((&outcome["started"], &outcome["phase"]), (&json!("no"), &json!("spawn")));
 }
+
+#[test]
+fn fault_33_a_fork_bomb_is_held_by_its_limit_and_ended_whole() {
+    // Nobody holds root to it.
+    if !can_make_accounts() {
+        return;
+    }
+    const LIMIT: usize = 24;
+    let account = Account::new();
+    // Whatever goes wrong, the machine is safe.
+    let prlimit = ["prlimit", "--nproc=400"];
+    let host = Host::builder().serve_accounts().serve_through(&prlimit).start();
+    account.authorize(&Home::public_line(&host.key()));
+    let target = host.target_of(&account);
+    // Whoever finds no room waits for some, for ever if nobody ends them all.
+    let bomb = "import os, time
+while True:
+    try:
+        os.fork()
+    except OSError:
+        os.write(1, b'full\\n')
+        time.sleep(0.1)";
+    let pids = LIMIT.to_string();
+    let options = ["--pids", &pids, "--timeout", "4s", "--kill-after", "300ms", "--"];
+    let words = options.into_iter().chain(["python3", "-c", bomb]);
+    let mut bombed = host.run_at(&target, words).spawn();
+    assert_eq!(bombed.line().as_deref(), Some("full"));
+    let mut most = 0;
+    for _ in 0..3 {
+        // Others are served meanwhile, this user's too.
+        host.run_at(&target, ["--", "true"]).output().success();
+        host.run(["--", "true"]).output().success();
+        most = most.max(host.jobs().len());
+    }
+    assert!((LIMIT / 2..=LIMIT + 1).contains(&most), "{most} processes");
+    let bombed = bombed.wait();
+    assert_eq!(bombed.code(), 124, "{bombed:?}");
+    host.wait_until_idle();
+}

@@ -265,6 +265,9 @@ pub struct Seal {
 pub enum SealDetail {
     /// The job was ended because its output was over the quota (`J-3.2`).
     OutputQuota,
+    /// Its process was killed and is there all the same: the kernel does not let go of it, or it is
+    /// another user's (`J-2.8`).
+    Unkillable,
     /// What a later version names.
     #[serde(other)]
     Other,

@@ -66,6 +66,9 @@ pub const UPGRADE_FREEZE_PATIENCE: Duration = Duration::from_secs(15);
 /// How long the next program may take to say whether it can go on with what it is left.
 pub const UPGRADE_CHECK_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long what was killed may take to be gone, before its job is over without it (`J-2.8`).
+pub const UNKILLABLE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How long what a killed supervisor's jobs have left may take to end, from TERM to KILL.
 pub const LOST_GRACE: Duration = Duration::from_secs(5);
 

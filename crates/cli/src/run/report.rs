@@ -39,9 +39,15 @@ pub(crate) fn say_end(outcome: &Outcome, verbosity: Verbosity, forwarded: &[Sign
     if let Some((line, wanted)) = end_line(&outcome.end, forwarded)
         && verbosity >= wanted
     {
-        let quota = outcome.detail == Some(SealDetail::OutputQuota);
-        let why =
-            if quota { ": nobody took its output, and the room for it is used up" } else { "" };
+        let why = match outcome.detail {
+            Some(SealDetail::OutputQuota) => {
+                ": nobody took its output, and the room for it is used up"
+            }
+            Some(SealDetail::Unkillable) => {
+                ": its process can't be killed, and goes on or waits in the kernel"
+            }
+            _ => "",
+        };
         say(&format!("{line}{why}"));
     }
     if verbosity >= Verbosity::Verbose {

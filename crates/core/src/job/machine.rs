@@ -69,6 +69,8 @@ struct Stdin {
 struct Exit {
     report: ExitReport,
     session_restarted: bool,
+    #[serde(default)]
+    unkillable: bool,
     /// When output that others hold open counts as silent; moves with each piece.
     silent_at: Instant,
     /// When it counts as over in any case.
@@ -125,7 +127,7 @@ impl Machine {
         Self {
             sources: Stream::OUTPUTS.map(stream),
             started: true,
-            exit: Some(Exit { report, session_restarted, silent_at, over_at }),
+            exit: Some(Exit { report, session_restarted, unkillable: false, silent_at, over_at }),
             confirmed: true,
             sealed: Some(Sealed { seal: Box::new(seal), at: Instant::ZERO }),
             ..Self::new(Settings::default())
@@ -214,8 +216,17 @@ impl Machine {
         self.stdin = None;
         let (silent_at, over_at) = (now.after(DRAIN_SILENCE), now.after(DRAIN_MAX));
         let report = ExitReport { end, receipt };
-        self.exit = Some(Exit { report, session_restarted, silent_at, over_at });
+        let unkillable = false;
+        self.exit = Some(Exit { report, session_restarted, unkillable, silent_at, over_at });
         self.pump_all();
+    }
+
+    /// The process was killed and is there all the same: the job is over without it (`J-2.8`).
+    pub fn unkillable(&mut self, now: Instant, exited: Exited) {
+        self.exited(now, exited);
+        if let Some(exit) = &mut self.exit {
+            exit.unkillable = true;
+        }
     }
 
     /// Lets time pass; a call too early does no harm. To be called too when anything else has
@@ -749,14 +760,18 @@ impl Machine {
             return;
         }
         let streams_left_open = self.sources.iter().any(Source::is_open);
-        let detail = self.cause.filter(|cause| *cause == Cause::Overflow);
+        let detail = match self.cause {
+            _ if exit.unkillable => Some(SealDetail::Unkillable),
+            Some(Cause::Overflow) => Some(SealDetail::OutputQuota),
+            _ => None,
+        };
         let seal = Seal {
             end: exit.report.end.clone(),
             receipt: exit.report.receipt,
             streams: self.sources.iter().map(|s| (s.stream.name().to_owned(), s.seal())).collect(),
             streams_left_open,
             session_restarted: exit.session_restarted,
-            detail: detail.map(|_| SealDetail::OutputQuota),
+            detail,
         };
         for source in &mut self.sources {
             source.end(false);

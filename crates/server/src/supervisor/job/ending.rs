@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::process::Process;
+use crate::limits::UNKILLABLE_PATIENCE;
 
 /// Time from TERM to KILL, unless the request names another.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
@@ -109,6 +110,8 @@ pub(super) struct Ending {
     root: Root,
     grace: Duration,
     kill_at: Option<Instant>,
+    /// When KILL was first sent.
+    killed_at: Option<Instant>,
     state: State,
 }
 
@@ -128,7 +131,7 @@ impl Ending {
     }
 
     fn of(root: Root, grace: Duration) -> Self {
-        Self { root, grace, kill_at: None, state: State::Idle }
+        Self { root, grace, kill_at: None, killed_at: None, state: State::Idle }
     }
 
     /// Whether nothing was begun.
@@ -210,6 +213,9 @@ impl Ending {
             },
             State::Idle | State::Waiting { .. } | State::Over => None,
         };
+        if let (State::Killing(_), Some(_)) = (&self.state, &next) {
+            self.killed_at.get_or_insert(now);
+        }
         let stepped = next.is_some();
         if let Some(next) = next {
             self.state = next;
@@ -233,6 +239,11 @@ impl Ending {
             State::Waiting { .. } => self.kill_at,
             _ => None,
         }
+    }
+
+    /// From when on nobody waits for what was killed and is still there.
+    pub(super) fn futile_from(&self) -> Option<Instant> {
+        Some(self.killed_at? + UNKILLABLE_PATIENCE)
     }
 
     /// Whether nothing is left to be ended: always, unless it was begun. A normal exit ends nothing

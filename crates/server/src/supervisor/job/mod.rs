@@ -404,14 +404,41 @@ impl Job {
         if self.machine.exit().is_some() {
             return false;
         }
-        let Poll::Ready(ended) = self.process.poll_ended(context) else { return false };
-        self.exited(ended);
-        true
+        if let Poll::Ready(ended) = self.process.poll_ended(context) {
+            self.exited(ended);
+            return true;
+        }
+        let futile = self.ending.futile_from().is_some_and(|from| Instant::now() >= from);
+        if futile {
+            self.leave_unkillable();
+        }
+        futile
+    }
+
+    /// The process was killed, and the kernel does not let go of it, or it is another user's.
+    fn leave_unkillable(&mut self) {
+        let log = self.stay.supervisor().log;
+        let (job, pid) = (&self.key.job, self.info.pid.unwrap_or_default());
+        log.error(&format!("job {job}: its process {pid} can't be killed, and is left alone"));
+        let mut process = std::mem::replace(&mut self.process, Process::Over);
+        // It is our child still: it is reaped whenever it ends.
+        tokio::task::spawn_local(async move {
+            poll_fn(|context| process.poll_ended(context)).await;
+        });
+        let now = Instant::now();
+        let exited = self.what_exited(ProcessEnd::unknown(), now);
+        self.machine.unkillable(self.clock(now), exited);
     }
 
     fn exited(&mut self, ended: ProcessEnd) {
         let now = Instant::now();
         self.ending.process_ended(&self.process);
+        let exited = self.what_exited(ended, now);
+        self.machine.exited(self.clock(now), exited);
+    }
+
+    /// What is to be told of a process that has ended now.
+    fn what_exited(&mut self, ended: ProcessEnd, now: Instant) -> Exited {
         let receipt = Receipt {
             wall_us: micros(now - self.started),
             user_us: micros(ended.user),
@@ -426,9 +453,8 @@ impl Job {
         // child, and what was sent so far is there.
         self.input.end();
         let session_restarted = ended.session_restarted;
-        let exited = Exited { end: ended.end, receipt, session_restarted, owed };
         self.info.ended_at_us = Some(unix_time_us());
-        self.machine.exited(self.clock(now), exited);
+        Exited { end: ended.end, receipt, session_restarted, owed }
     }
 
     /// The shell of its session was given the job.
@@ -582,7 +608,8 @@ impl Job {
             clock.and_then(|at| self.started.checked_add(Duration::from_micros(at.as_micros())));
         let look = self.process.look_interval().filter(|_| self.machine.exit().is_none());
         let look = look.map(|interval| now + interval);
-        let due = [machine, self.ending.due(), look].into_iter().flatten().min();
+        let futile = self.ending.futile_from().filter(|_| self.machine.exit().is_none());
+        let due = [machine, self.ending.due(), look, futile].into_iter().flatten().min();
         let Some(due) = due else { return Poll::Pending };
         if self.timer.deadline() != due {
             self.timer.as_mut().reset(due);

@@ -204,6 +204,11 @@ impl Command {
 }
 
 impl ProcessEnd {
+    /// Nobody can tell how it ended, or whether it has.
+    pub(super) fn unknown() -> Self {
+        Self::of(None)
+    }
+
     fn of(ended: Option<Ended>) -> Self {
         let usage = ended.as_ref().map(|ended| ended.usage);
         Self {

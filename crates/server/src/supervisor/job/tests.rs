@@ -6,11 +6,12 @@ use afar_core::job::Allowance;
 use afar_core::policy::Grant;
 use afar_proto::connection::{ChannelId, Config, Role};
 use afar_proto::message::{Command, JobId};
-use afar_proto::outcome::Seal;
+use afar_proto::outcome::{Seal, SealDetail};
 use afar_proto::{Connection, Instant as ProtoInstant};
 use bytes::Bytes;
 
 use super::*;
+use crate::limits::UNKILLABLE_PATIENCE;
 use crate::log::Log;
 use crate::supervisor::request::prepare;
 use crate::supervisor::{Counts, Supervisor};
@@ -159,6 +160,38 @@ async fn a_process_that_cannot_be_watched_is_killed_with_its_tree_and_its_end_is
     assert!(stat.is_empty() || stat.contains(") Z "), "its child lives on: {stat}");
     drop(local);
     assert_eq!(*supervisor.busy.borrow(), Counts::default());
+}
+
+/// J-2.8
+#[tokio::test]
+async fn fault_38_nobody_waits_for_what_was_killed_and_does_not_go() {
+    let supervisor = supervisor();
+    let mut owned = Owned::start(&supervisor, &script("echo $$; exec sleep 300"));
+    owned.allow(1024);
+    // A KILL that reaches nobody: what the kernel does with one for a process in its state D.
+    owned.job.as_mut().unwrap().ending = Ending::of_nothing(Duration::from_millis(1));
+    owned.commands.send(ToJob::End(Cause::Timeout)).unwrap();
+    let began = Instant::now();
+    let local = tokio::task::LocalSet::new();
+    let (heard, ()) = local
+        .run_until(async {
+            let run = owned.run();
+            tokio::join!(owned.hear(), run)
+        })
+        .await;
+    assert!(began.elapsed() >= UNKILLABLE_PATIENCE, "{:?}", began.elapsed());
+    let seal = heard.seal.unwrap();
+    assert_eq!((&seal.end, seal.detail), (&End::Timeout, Some(SealDetail::Unkillable)));
+    assert!(seal.streams_left_open);
+    // When it goes after all, nothing is left of it.
+    let pid = rustix::process::Pid::from_raw(pid_in(&heard.output).parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let reaped = async {
+        while rustix::process::test_kill_process(pid).is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    local.run_until(reaped).await;
 }
 
 #[tokio::test]
