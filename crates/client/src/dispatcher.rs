@@ -423,8 +423,7 @@ impl Dispatcher {
         let Link::Up(mut driver) = std::mem::replace(&mut self.link, Link::Down) else {
             return Flow::Continue;
         };
-        let held_or_rests = |outage: &mut Outage| outage.has_held() || !self.jobs.want_a_link();
-        self.outage.take_if(held_or_rests);
+        self.outage.take_if(|outage| outage.has_held());
         // Between two links everything that is no fault of the server's is a failed attempt.
         let again = self.reconnector.is_some()
             && match &self.outage {
@@ -436,6 +435,8 @@ impl Dispatcher {
             return Flow::End;
         }
         self.jobs.lose_channels(driver.connection(), &error);
+        // Whoever needs a link later has all of its time for it.
+        self.outage.take_if(|_| !self.jobs.want_a_link());
         self.lost = Some(Loss::from(error));
         self.make_a_link_if_wanted();
         Flow::Continue

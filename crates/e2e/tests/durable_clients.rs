@@ -89,7 +89,7 @@ fn fault_66_over_a_dead_link_nobody_is_told_that_the_command_is_cancelled() {
     client.signal(Signal::TERM);
     let output = client.wait();
     let said = output.expect_code(255).error_text();
-    assert!(said.contains("has not answered") && said.contains("afar kill "), "{said}");
+    assert!(said.contains("nobody has confirmed") && said.contains("afar kill "), "{said}");
     far.assert_end("unknown", "yes");
     far.proxy.cut();
     assert_eq!(far.host.end_jobs(), 1);

@@ -133,7 +133,7 @@ impl Ending {
 pub(super) enum Left {
     /// The server has said that it ends it.
     Cancelled,
-    /// The server was asked to end it, and has said nothing to that.
+    /// The server was asked to end it, and has not said that it does.
     Unconfirmed,
     /// It was to go on.
     Alone,
@@ -154,9 +154,9 @@ impl Left {
         let ends = ends_it(place);
         match self {
             Self::Cancelled => "left, and the command is cancelled".to_owned(),
-            Self::Unconfirmed => format!(
-                "left, and the server was asked to end the command, but has not answered; {ends}"
-            ),
+            Self::Unconfirmed => {
+                format!("left, and nobody has confirmed that the command is ended; {ends}")
+            }
             Self::Alone => format!("left, and the command goes on: {place}"),
             Self::Away => {
                 format!("left without a connection, so nobody has ended the command; {ends}")

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use afar_client::{Error, Job, JobRef};
+use afar_client::{Job, JobEvent, JobRef};
 use tokio::time::Instant;
 
 use super::ending::{Ending, Left};
@@ -78,15 +78,15 @@ impl Runner<'_> {
         let (session, job) = (self.session, JobRef::exact(id));
         let mut told = std::pin::pin!(session.kill(&job, None));
         let deadline = Instant::now() + CONFIRMED_WITHIN;
-        let mut refused: Option<Error> = None;
+        let mut answered = false;
         loop {
             let Self { job, output, signals, .. } = self;
             let step = tokio::select! {
-                answer = &mut told, if refused.is_none() => match answer {
+                answer = &mut told, if !answered => match answer {
                     Ok(_) => return Some(Left::Cancelled),
                     // It may have ended in this moment: then its end is on the way.
-                    Err(error) => {
-                        refused = Some(error);
+                    Err(_) => {
+                        answered = true;
                         continue;
                     }
                 },
@@ -112,7 +112,7 @@ impl Runner<'_> {
     }
 }
 
-async fn next(job: &mut Option<Job>) -> Option<afar_client::JobEvent> {
+async fn next(job: &mut Option<Job>) -> Option<JobEvent> {
     match job {
         Some(job) => job.next().await,
         None => None,

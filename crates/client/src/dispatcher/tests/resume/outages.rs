@@ -54,25 +54,36 @@ async fn a_link_that_has_served_or_held_ends_the_outage() {
     }
 }
 
-/// A session that nobody needed meanwhile starts from the beginning.
+/// A session that nobody needed meanwhile starts from the beginning, however the link was lost.
 #[tokio::test(start_paused = true)]
 async fn an_outage_that_nobody_has_to_bear_is_over() {
-    let (session, mut peer, links) = linked();
-    let (mut job, ..) = running(&session, &mut peer).await;
-    drop(peer);
-    until(&mut job, "disconnected").await;
-    job.detach();
-    until(&mut job, "detached").await;
-    drop(links.next());
-    tokio::time::sleep(2 * LIMIT).await; // tidy: simulated, far beyond the deadline
-    let job = start(&session);
-    let mut peer = links.next();
-    let (channel, spec) = peer.opened().await;
-    peer.accept(channel, &spec);
-    peer.exit(channel, 0);
-    peer.seal(channel, 0, b"");
-    peer.flush().await;
-    assert!(finished(job).await.outcome.success());
+    for greets in [true, false] {
+        let (session, mut peer, links) = linked();
+        let (mut job, ..) = running(&session, &mut peer).await;
+        drop(peer);
+        until(&mut job, "disconnected").await;
+        job.detach();
+        until(&mut job, "detached").await;
+        if greets {
+            drop(links.next());
+        } else {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            links.0.send(Ok(Box::new(driver(ours, Role::Client)))).unwrap();
+            let (code, message) = (GoodbyeCode::Unavailable, String::new());
+            let goodbye = afar_proto::message::Goodbye { code, message };
+            let goodbye = Frame::control(Kind::Goodbye, afar_proto::json::to_vec(&goodbye));
+            theirs.write_all(&goodbye.to_bytes()).await.unwrap();
+        }
+        tokio::time::sleep(2 * LIMIT).await; // tidy: simulated, far beyond the deadline
+        let job = start(&session);
+        let mut peer = links.next();
+        let (channel, spec) = peer.opened().await;
+        peer.accept(channel, &spec);
+        peer.exit(channel, 0);
+        peer.seal(channel, 0, b"");
+        peer.flush().await;
+        assert!(finished(job).await.outcome.success());
+    }
 }
 
 /// `J-1.6`: a login that was lost with the request on its way goes on, and says what it was lost by.
