@@ -5,6 +5,7 @@
 //! also lets go of what need not be kept any more; until a job is in the index, the archive tells of it
 //! from memory, and the journal has it if this process is killed.
 
+mod calendar;
 mod keeper;
 mod known_ids;
 mod scribe;
@@ -20,6 +21,7 @@ use afar_core::job::{Digest, JobKey, Vouch};
 use afar_core::journal::{
     Ended, Entry, Intended, JournalRecord, NotStarted, Started, Summary, TreeEnded, bounded_refusal,
 };
+use afar_core::spool::parse_spool_name;
 use afar_proto::message::{JobInfo, Refused, StreamInfo};
 use afar_proto::outcome::{End, Seal};
 use tokio::sync::{Notify, oneshot};
@@ -32,6 +34,7 @@ use super::limits::{INDEX_BATCH_JOBS_MAX, INDEX_DELAY, INDEX_PAGE_JOBS_MAX, RETE
 use super::retry::Retry;
 use super::spool::{Quotas, SpoolFailure, SpoolReader, SpoolWriter, Spools};
 use crate::log::Log;
+use calendar::Calendar;
 use keeper::Keeper;
 use known_ids::KnownIds;
 use scribe::Scribe;
@@ -116,7 +119,7 @@ pub struct Archive {
     batch: Option<Batch>,
     /// When the next one is sent, if the last one did not get there.
     batch_retry: Retry,
-    next_retention_us: u64,
+    calendar: Calendar,
     /// Says that there is something to be put into the index.
     work: Arc<Notify>,
 }
@@ -184,7 +187,10 @@ impl Archive {
             log.error(&format!("the journal of jobs in {path:?}: {fault}"));
         }
         let spools = Arc::new(Spools::open(&path.join(SPOOLS_NAME), disk, *quotas, *log)?);
-        let journal = Scribe::new(opened.journal, *may_hang, *log);
+        // Whatever the clock says now: no number is given twice, nor below those that there are.
+        let mut journal = opened.journal;
+        journal.number_above(last_number(&directory, &spools));
+        let journal = Scribe::new(journal, *may_hang, *log);
         let known = journal.ledger().jobs().map(|entry| entry.intended.number).collect();
         let before = journal.last_number();
         let work = Arc::<Notify>::default();
@@ -202,7 +208,7 @@ impl Archive {
             pending: BTreeMap::new(),
             batch: None,
             batch_retry: Retry::default(),
-            next_retention_us: 0,
+            calendar: Calendar::new(beginning.unix_us, beginning.since_boot),
             work,
         };
         if archive.journal.ledger().is_indexed()
@@ -536,23 +542,27 @@ impl Archive {
         }
     }
 
-    /// The newest ended jobs below a number, the newest first, at most `limit`; of all scopes unless
-    /// one is named.
+    /// The newest ended jobs below a number whose ids begin so, the newest first, at most `limit`; of all
+    /// scopes unless one is named.
     pub fn page(
         &mut self,
         scope: Option<&str>,
+        prefix: &str,
         before: u64,
         limit: u32,
     ) -> impl Future<Output = Vec<EndedJob>> + use<> {
         let limit = limit.min(INDEX_PAGE_JOBS_MAX);
         let (hidden, mut found) = self.pending_that(|job| {
-            job.number < before && scope.is_none_or(|scope| job.key.scope == scope)
+            job.number < before
+                && job.key.job.as_str().starts_with(prefix)
+                && scope.is_none_or(|scope| job.key.scope == scope)
         });
-        let scope = scope.map(str::to_owned);
+        let (scope, prefix) = (scope.map(str::to_owned), prefix.to_owned());
         // Those that are told from memory may be in the index too, in an older form.
         let asked_for = limit.saturating_add(u32::try_from(hidden.len()).unwrap_or(u32::MAX));
         let asked = self.keeper.ask(move |keeper| {
-            let page = keeper.with(|index| index.page(scope.as_deref(), before, asked_for));
+            let page =
+                keeper.with(|index| index.page(scope.as_deref(), &prefix, before, asked_for));
             page.unwrap_or_default()
         });
         async move {
@@ -583,10 +593,11 @@ impl Archive {
         self.journal.catch_up(since_boot);
         self.finish_batch(since_boot);
         self.send_batch(since_boot);
-        if unix_us >= self.next_retention_us {
-            let interval = u64::try_from(RETENTION_INTERVAL.as_micros()).unwrap_or(u64::MAX);
-            self.next_retention_us = unix_us.saturating_add(interval);
-            self.keeper.order(move |keeper| keeper.retain(unix_us));
+        if let Some(due) = self.calendar.due(unix_us, since_boot) {
+            if due.jumped {
+                self.log.error("the clock has jumped: what is kept is kept by the time since boot");
+            }
+            self.keeper.order(move |keeper| keeper.retain(due.unix_us));
         }
         let waits = self.pending.values().any(|pending| !pending.held);
         let busy = self.batch.is_some() || waits || self.journal.is_behind();
@@ -694,6 +705,19 @@ pub async fn tend(archive: &RefCell<Archive>) {
             tokio::time::sleep(INDEX_DELAY).await;
         }
     }
+}
+
+/// The highest number of a job of which there is anything but a record in the journal.
+fn last_number(directory: &Directory, spools: &Spools) -> u64 {
+    let spooled = spools.names().unwrap_or_default();
+    let spooled =
+        spooled.iter().filter_map(|name| parse_spool_name(name)).map(|(number, _)| number);
+    // One that can't be read is made anew, or nothing is started.
+    let indexed = match Index::is_there(directory) {
+        Ok(true) => Index::open(directory, Use::Read).and_then(|index| index.last_number()),
+        _ => Ok(0),
+    };
+    spooled.max().unwrap_or(0).max(indexed.unwrap_or(0))
 }
 
 /// Whether a job that has ended stays in the journal.

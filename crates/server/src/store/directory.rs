@@ -30,6 +30,12 @@ pub enum StoreError {
         /// Where.
         path: PathBuf,
     },
+    /// Others may read or write it.
+    #[error("{path:?} is open to other users; run chmod go= on it")]
+    Exposed {
+        /// What.
+        path: PathBuf,
+    },
     /// The system refused.
     #[error("cannot {action} {path:?}: {source}")]
     Io {
@@ -94,7 +100,11 @@ impl Directory {
         let found = fstat(&file).map_err(|error| self.error("look at", name)(error.into()))?;
         let is_ours = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
             && found.st_uid == afar_sys::users::effective_uid();
-        if is_ours { Ok(Some(file)) } else { Err(self.planted(name)) }
+        if !is_ours {
+            return Err(self.planted(name));
+        }
+        self.check_mode(name, found.st_mode)?;
+        Ok(Some(file))
     }
 
     /// As [`Self::file`], where there has to be one.
@@ -153,7 +163,16 @@ impl Directory {
         if found.st_uid != afar_sys::users::effective_uid() {
             return Err(self.planted(name));
         }
+        self.check_mode(name, found.st_mode)?;
         Ok(Some(Self { descriptor, path: self.path.join(name) }))
+    }
+
+    /// Refuses what others may use.
+    fn check_mode(&self, name: &str, mode: u32) -> Result<(), StoreError> {
+        if Mode::from_raw_mode(mode).intersects(Mode::RWXG | Mode::RWXO) {
+            return Err(StoreError::Exposed { path: self.path.join(name) });
+        }
+        Ok(())
     }
 
     /// The names in it, in no order.

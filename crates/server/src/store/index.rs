@@ -345,39 +345,39 @@ impl Index {
     ) -> Result<Vec<EndedJob>, IndexError> {
         // Behind every character that an id may have.
         let end = format!("{prefix}\u{7f}");
-        let sql = format!(
-            "SELECT {COLUMNS} FROM jobs
-             WHERE id >= ?1 AND id < ?2 AND (?3 IS NULL OR scope = ?3) AND NOT removed
-             ORDER BY id LIMIT ?4"
-        );
-        let mut statement = self.connection.prepare_cached(&sql)?;
+        let mut statement = self.connection.prepare_cached(&sql_of_prefix())?;
         let found = statement.query_map(params![prefix, end, scope, limit], read)?;
         Ok(found.filter_map(Result::transpose).collect::<Result<_, _>>()?)
     }
 
-    /// The newest jobs whose number is below `before`, the newest first, at most `limit` and
-    /// [`INDEX_PAGE_JOBS_MAX`]; of all scopes unless one is named.
+    /// The newest jobs whose number is below `before` and whose ids begin so, the newest first, at most
+    /// `limit` and [`INDEX_PAGE_JOBS_MAX`]; of all scopes unless one is named.
     ///
     /// # Errors
     /// See [`IndexError`].
     pub fn page(
         &self,
         scope: Option<&str>,
+        prefix: &str,
         before: u64,
         limit: u32,
     ) -> Result<Vec<EndedJob>, IndexError> {
-        let of_scope = if scope.is_some() { "AND scope = ?3" } else { "" };
-        let sql = format!(
-            "SELECT {COLUMNS} FROM jobs WHERE number < ?1 AND NOT removed {of_scope}
-             ORDER BY number DESC LIMIT ?2"
-        );
+        let sql = sql_of_page(scope.is_some(), !prefix.is_empty());
         let mut statement = self.connection.prepare_cached(&sql)?;
         let (before, limit) = (signed(before), limit.min(INDEX_PAGE_JOBS_MAX));
-        let found = match scope {
-            Some(scope) => statement.query_map(params![before, limit, scope], read)?,
-            None => statement.query_map(params![before, limit], read)?,
-        };
+        let end = format!("{prefix}\u{7f}");
+        let found = statement.query_map(params![before, limit, scope, prefix, end], read)?;
         Ok(found.filter_map(Result::transpose).collect::<Result<_, _>>()?)
+    }
+
+    /// The highest number of a job, or 0.
+    ///
+    /// # Errors
+    /// See [`IndexError`].
+    pub fn last_number(&self) -> Result<u64, IndexError> {
+        let last: Option<i64> =
+            self.connection.query_row("SELECT max(number) FROM jobs", [], |row| row.get(0))?;
+        Ok(last.map_or(0, unsigned))
     }
 
     /// Whether a spool of this name has output of a job that is to be kept; `None` if no job has this
@@ -479,6 +479,26 @@ impl Index {
         )?;
         Ok(statement.execute([signed(surplus)])?)
     }
+}
+
+fn sql_of_prefix() -> String {
+    format!(
+        "SELECT {COLUMNS} FROM jobs INDEXED BY by_id
+         WHERE id >= ?1 AND id < ?2 AND (?3 IS NULL OR scope = ?3) AND NOT removed
+         ORDER BY id LIMIT ?4"
+    )
+}
+
+fn sql_of_page(of_scope: bool, of_prefix: bool) -> String {
+    let of_scope = if of_scope { "scope = ?3" } else { "?3 IS NULL" };
+    // Few begin with what somebody has typed: these are sorted. All of them are in order already.
+    let (indexed, of_prefix) =
+        if of_prefix { ("INDEXED BY by_id", "id >= ?4 AND id < ?5") } else { ("", "?4 <> ?5") };
+    format!(
+        "SELECT {COLUMNS} FROM jobs {indexed}
+         WHERE number < ?1 AND NOT removed AND {of_scope} AND {of_prefix}
+         ORDER BY number DESC LIMIT ?2"
+    )
 }
 
 /// Whether there may be room enough for looking into it without anything beside it.

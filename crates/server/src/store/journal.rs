@@ -197,6 +197,11 @@ impl Journal {
         next_number(&mut self.last_number, unix_us)
     }
 
+    /// Gives no number from here on that is not above this one, which is another job's.
+    pub fn number_above(&mut self, number: u64) {
+        self.last_number = self.last_number.max(number);
+    }
+
     /// The name of the directory for the output of the job of this number.
     ///
     /// # Errors

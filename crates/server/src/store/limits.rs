@@ -50,6 +50,10 @@ pub const INDEX_BATCH_JOBS_MAX: usize = 1024;
 /// How often is looked for what need not be kept any more (`J-5.11`).
 pub const RETENTION_INTERVAL: Duration = Duration::from_secs(600);
 
+/// How far the wall clock may go wrong against the time since boot before nothing is let go of by it
+/// (`J-5.11`).
+pub const CLOCK_JUMP_MAX: Duration = Duration::from_secs(3600);
+
 /// How much of the user's quota jobs that have ended may fill before the output of the oldest goes, in
 /// percent: so that what they left does not stop those that run (`J-5.11`).
 pub const RETAINED_PERCENT_MAX: u64 = 80;

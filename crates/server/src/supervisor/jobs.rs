@@ -389,6 +389,16 @@ impl Jobs {
         self.register.borrow().find(key).map(|entry| entry.life.clone())
     }
 
+    /// What a list says of a job that has ended, unless it was removed.
+    pub(super) async fn info_of_ended(&self, key: &JobKey) -> Option<JobInfo> {
+        if let Some(Life::Ended(remains)) = self.life_at_hand(key) {
+            return Some(remains.info.clone());
+        }
+        let asked = self.archive()?.look_up(key);
+        let ended = asked.await.ok().flatten().filter(|ended| !ended.removed);
+        ended.map(|ended| ended.told.info)
+    }
+
     /// The job that is meant by an id, if that needs no search: it has this id, or is the only one.
     pub(super) fn find(&self, view: &View, job: &JobId) -> Result<Option<JobKey>, Refused> {
         let own = view.key(job);

@@ -18,7 +18,7 @@ struct Candidate {
 }
 
 enum Source {
-    AtHand(Life),
+    AtHand(JobKey, Life),
     Archived(Box<JobInfo>),
 }
 
@@ -45,14 +45,15 @@ impl Jobs {
                     source: Source::Archived(Box::new(info)),
                 })
                 .collect();
-            while let Some((_, Entry { number, life })) =
+            while let Some((key, Entry { number, life })) =
                 at_hand.pop_if(|(_, entry)| entry.number >= floor)
             {
-                candidates.push(Candidate { number, source: Source::AtHand(life) });
+                candidates.push(Candidate { number, source: Source::AtHand(key, life) });
             }
             candidates.sort_unstable_by_key(|candidate| Reverse(candidate.number));
             for Candidate { number, source } in candidates {
-                let Some(info) = source.info().await.filter(|info| is_wanted(list, info)) else {
+                let Some(info) = source.info(self).await.filter(|info| is_wanted(list, info))
+                else {
                     continue;
                 };
                 if let Some(full) = page.push(number, info) {
@@ -74,10 +75,11 @@ impl Jobs {
     ) -> Vec<(JobKey, u64, JobInfo)> {
         let wanted = list.states.as_ref().is_none_or(|states| states.contains(&JobState::Ended));
         let scope = (!view.all).then_some(view.scope.as_str());
+        let prefix = list.job.as_ref().map_or("", |job| job.as_str());
         let asked = self
             .archive()
             .filter(|_| wanted)
-            .map(|mut archive| archive.page(scope, before, LIST_STEP_JOBS));
+            .map(|mut archive| archive.page(scope, prefix, before, LIST_STEP_JOBS));
         let Some(asked) = asked else { return Vec::new() };
         let ended = asked.await.into_iter();
         ended.map(|ended| (ended.key, ended.number, ended.told.info)).collect()
@@ -85,17 +87,20 @@ impl Jobs {
 }
 
 impl Source {
-    async fn info(self) -> Option<JobInfo> {
+    async fn info(self, jobs: &Jobs) -> Option<JobInfo> {
         match self {
             Self::Archived(info) => Some(*info),
-            Self::AtHand(Life::Live(commands)) => {
+            Self::AtHand(key, Life::Live(commands)) => {
                 let (reply, described) = oneshot::channel();
                 let _ = commands.send(ToJob::Describe(reply));
-                // An error: it has gone in this moment.
-                described.await.ok()
+                match described.await {
+                    Ok(info) => Some(info),
+                    // It has ended in this moment, and others tell of it now.
+                    Err(_) => jobs.info_of_ended(&key).await,
+                }
             }
-            Self::AtHand(Life::Ended(remains)) => Some(remains.info.clone()),
-            Self::AtHand(Life::Removed(_) | Life::Refused(_) | Life::Lost(_)) => None,
+            Self::AtHand(_, Life::Ended(remains)) => Some(remains.info.clone()),
+            Self::AtHand(_, Life::Removed(_) | Life::Refused(_) | Life::Lost(_)) => None,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::os::unix::fs::PermissionsExt as _;
 
 use afar_core::job::{Decision, Retry};
 use afar_proto::Instant;
@@ -178,7 +179,7 @@ async fn settle(archive: &mut Archive, seconds: u64) {
 }
 
 async fn ids(archive: &mut Archive) -> Vec<String> {
-    let page = archive.page(Some(""), u64::MAX, 100).await;
+    let page = archive.page(Some(""), "", u64::MAX, 100).await;
     page.iter().map(|job| job.key.job.to_string()).collect()
 }
 
@@ -453,7 +454,7 @@ async fn a_page_is_of_memory_and_index_together_and_each_job_is_on_it_once() {
     let mut seen = Vec::new();
     let mut before = u64::MAX;
     loop {
-        let page = archive.page(None, before, 7).await;
+        let page = archive.page(None, "", before, 7).await;
         assert!(page.len() <= 7);
         let Some(last) = page.last() else { break };
         before = last.number;
@@ -461,7 +462,7 @@ async fn a_page_is_of_memory_and_index_together_and_each_job_is_on_it_once() {
     }
     let expected: Vec<String> = (0..30).rev().map(|number| format!("j{number}")).collect();
     assert_eq!(seen, expected);
-    assert_eq!(archive.page(Some("SHA256:x"), u64::MAX, 7).await, []);
+    assert_eq!(archive.page(Some("SHA256:x"), "", u64::MAX, 7).await, []);
     // Enough to know that it is not one.
     assert_eq!(archive.with_prefix(Some(""), "j2").await.len(), 2);
     assert_eq!(archive.with_prefix(Some(""), "j29").await.len(), 1);
@@ -640,6 +641,9 @@ async fn output_of_no_job_is_removed_and_that_of_a_running_one_is_not() {
     let nobodys = rig.path().join("spool/0000000000000001-0000000000000002");
     std::fs::create_dir(&nobodys).unwrap();
     std::fs::write(nobodys.join("job"), "nothing").unwrap();
+    for (path, mode) in [(nobodys.clone(), 0o700), (nobodys.join("job"), 0o600)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
     let strange = rig.path().join("spool/notes");
     std::fs::create_dir(&strange).unwrap();
     start(&mut archive, "runs", 101);
@@ -794,4 +798,18 @@ async fn fault_62_a_thread_that_could_not_be_had_is_tried_for_again() {
     let mut archive = Rig { may_hang: true, ..rig }.open(300).archive;
     begin(&mut archive, "c", 301);
     assert!(archive.entry(&key("c")).is_some());
+}
+
+/// No number is given twice, whatever the clock says when the supervisor begins anew.
+#[tokio::test]
+async fn fault_71_numbers_rise_though_the_clock_was_set_back_between_two_supervisors() {
+    let rig = Rig::new();
+    let mut archive = rig.open(1000).archive;
+    let indexed = begin(&mut archive, "a", 1001);
+    end(&mut archive, "a", 1002, 0, None);
+    settle(&mut archive, 1003).await;
+    assert_eq!(archive.entry(&key("a")), None);
+    drop(archive);
+    let mut archive = rig.open(10).archive;
+    assert!(begin(&mut archive, "b", 11) > indexed);
 }

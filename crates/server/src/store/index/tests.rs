@@ -109,7 +109,7 @@ fn what_is_put_is_found_by_key_by_prefix_and_in_pages() {
         // Neither is a pattern.
         assert_eq!(found("", "a%", 9), [0; 0]);
         assert_eq!(found("", "a_", 9), [0; 0]);
-        let page = |scope, before, limit| numbers(&index.page(scope, before, limit).unwrap());
+        let page = |scope, before, limit| numbers(&index.page(scope, "", before, limit).unwrap());
         assert_eq!(page(None, u64::MAX, 9), [13, 12, 11, 10]);
         assert_eq!(page(None, 13, 2), [12, 11]);
         assert_eq!(page(Some(""), u64::MAX, 9), [13, 11, 10]);
@@ -126,7 +126,7 @@ fn a_job_that_is_put_again_is_replaced() {
     again.told.started = Started::Unknown;
     index.put(&[again.clone()]).unwrap();
     assert_eq!(index.job(&again.key).unwrap(), Some(settled(again)));
-    assert_eq!(index.page(None, u64::MAX, 9).unwrap().len(), 1);
+    assert_eq!(index.page(None, "", u64::MAX, 9).unwrap().len(), 1);
 }
 
 /// J-1.7, J-3.6
@@ -157,7 +157,7 @@ fn output_goes_before_the_outcome_and_the_outcome_before_the_id_is_free() {
     job.spool = None;
     job.removed = true;
     index.put(&[job.clone()]).unwrap();
-    assert!(index.page(None, u64::MAX, 9).unwrap().is_empty());
+    assert!(index.page(None, "", u64::MAX, 9).unwrap().is_empty());
     assert!(index.with_prefix(Some(""), "a", 9).unwrap().is_empty());
     assert!(index.job(&job.key).unwrap().unwrap().removed, "its id is taken");
     assert_eq!(index.forget(2001 + lifetime - 1, 9).unwrap(), 0);
@@ -173,7 +173,7 @@ fn a_page_has_at_most_so_many_jobs() {
     let count = u64::from(INDEX_PAGE_JOBS_MAX) + 1;
     let jobs: Vec<_> = (0..count).map(|number| sample(number, "", &format!("j{number}"))).collect();
     index.put(&jobs).unwrap();
-    let page = |limit| index.page(None, u64::MAX, limit).unwrap().len() as u64;
+    let page = |limit| index.page(None, "", u64::MAX, limit).unwrap().len() as u64;
     assert_eq!((page(7), page(u32::MAX)), (7, count - 1));
     assert_eq!(page(INDEX_PAGE_JOBS_MAX - 1), count - 2);
 }
@@ -215,7 +215,7 @@ fn fault_60_a_row_that_was_changed_tells_unknown_and_keeps_its_id() {
         let found = index.job(&job.key).unwrap().unwrap();
         assert_eq!(found.told.info.end, Some(End::Unknown), "{change}");
         assert_eq!((found.told.started, found.told.seal), (Started::Unknown, None), "{change}");
-        assert_eq!(index.page(None, u64::MAX, 9).unwrap().len(), 1);
+        assert_eq!(index.page(None, "", u64::MAX, 9).unwrap().len(), 1);
     }
 }
 
@@ -244,7 +244,7 @@ fn fault_60_a_damaged_file_is_said_to_be_one_and_a_new_one_takes_its_place() {
                 assert!(told.is_none_or(|(unknown, job)| unknown || job.told.seal.is_some()));
                 Ok::<(), IndexError>(())
             })?;
-            index.page(None, u64::MAX, 600).map(|_| ())
+            index.page(None, "", u64::MAX, 600).map(|_| ())
         });
         match found {
             Err(IndexError::Damaged(_)) => refused += 1,
@@ -258,7 +258,7 @@ fn fault_60_a_damaged_file_is_said_to_be_one_and_a_new_one_takes_its_place() {
     Index::put_aside(&rig.directory).unwrap();
     let mut index = rig.index();
     index.put(&[sample(1, "", "new")]).unwrap();
-    assert_eq!(index.page(None, u64::MAX, 9).unwrap().len(), 1);
+    assert_eq!(index.page(None, "", u64::MAX, 9).unwrap().len(), 1);
     assert_eq!(std::fs::read(path.with_file_name(DAMAGED_NAME)).unwrap(), [0xff; 5000]);
 }
 
@@ -310,5 +310,28 @@ fn fault_58_an_index_that_nobody_writes_is_read_without_room() {
     for (code, is_it) in [(13, true), (10, true), (14, true), (5, false), (11, false)] {
         let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
         assert_eq!(is_for_want_of_room(&error), is_it, "{code}");
+    }
+}
+
+/// What an abbreviated id asks, and a list of what begins so, looks at those that do and at no others; a list
+/// of all sorts nothing.
+#[test]
+fn what_is_asked_of_the_index_is_found_by_an_index() {
+    let root = TempDir::new().unwrap();
+    let directory = Directory::open(&root.path().join("jobs")).unwrap();
+    let index = Index::open(&directory, Use::Write).unwrap();
+    let plan = |sql: &str| -> String {
+        let mut plan = index.connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let steps = plan.raw_query().mapped(|row| row.get::<_, String>(3));
+        steps.collect::<Result<Vec<_>, _>>().unwrap().join("; ")
+    };
+    let found = plan(&sql_of_prefix());
+    assert!(found.starts_with("SEARCH") && found.contains("by_id (id>? AND id<?)"), "{found}");
+    assert!(!found.contains("TEMP B-TREE"), "{found}");
+    for of_scope in [false, true] {
+        let found = plan(&sql_of_page(of_scope, true));
+        assert!(found.contains("by_id (id>? AND id<?)"), "{found}");
+        let found = plan(&sql_of_page(of_scope, false));
+        assert!(found.contains("SEARCH") && !found.contains("TEMP B-TREE"), "{found}");
     }
 }

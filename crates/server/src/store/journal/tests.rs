@@ -398,3 +398,28 @@ fn fault_63_a_directory_that_is_a_link_or_open_to_others_is_refused() {
     std::fs::set_permissions(rig.path(), std::fs::Permissions::from_mode(0o750)).unwrap();
     assert!(matches!(rig.try_open(&beginning("one", 1)), Err(StoreError::Directory(_))));
 }
+
+/// J-5.8
+#[test]
+fn fault_83_files_and_directories_that_are_open_to_others_are_refused() {
+    let rig = Rig::new();
+    drop(rig.open("one", 1));
+    let open_to = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let journal = rig.path().join(NAME);
+    for mode in [0o640, 0o604, 0o620, 0o602] {
+        open_to(&journal, mode);
+        let error = rig.try_open(&beginning("two", 2)).unwrap_err();
+        assert!(matches!(error, StoreError::Exposed { .. }), "{mode:o}: {error}");
+        assert!(error.to_string().contains("chmod go="), "{error}");
+    }
+    open_to(&journal, 0o600);
+    drop(rig.open("two", 2));
+    let directory = Directory::open(&rig.path()).unwrap();
+    drop(directory.subdirectory("spool", true).unwrap());
+    open_to(&rig.path().join("spool"), 0o750);
+    assert!(matches!(directory.subdirectory("spool", true), Err(StoreError::Exposed { .. })));
+    open_to(&rig.path().join("spool"), 0o700);
+    assert!(directory.subdirectory("spool", true).unwrap().is_some());
+}

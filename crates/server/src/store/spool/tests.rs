@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::PathBuf;
 
 use afar_core::record::Salt;
@@ -495,7 +495,7 @@ async fn fault_63_links_in_the_place_of_a_spool_or_a_segment_are_refused() {
     let victim = rig.root.path().join("victim");
     std::fs::write(&victim, "precious").unwrap();
     let directory = rig.root.path().join("spool").join(name(2));
-    std::fs::create_dir(&directory).unwrap();
+    std::fs::DirBuilder::new().mode(0o700).create(&directory).unwrap();
     symlink(&victim, directory.join(META_NAME)).unwrap();
     let mut writer = rig.spools.create(&name(2), [0, 0], b"meta".to_vec());
     writer.append(Stdout, 0, 0, Bytes::from_static(b"secret"));

@@ -14,9 +14,9 @@ use tokio::io::unix::AsyncFd;
 /// Most bytes of one read.
 const READ_BYTES: usize = 64 * 1024;
 
-/// A read of at least this much keeps its buffer; a smaller one is copied out of it, so that a
-/// queue of small pieces takes the memory of small pieces.
-const KEEP_BYTES: usize = 16 * 1024;
+/// A read of at least this much keeps its buffer; a smaller one is copied out of it, so that what is
+/// held takes little more memory than it has bytes.
+const KEEP_BYTES: usize = READ_BYTES / 4 * 3;
 
 /// What a pipe is asked to hold once it has shown that it carries bulk (fcntl(2), F_SETPIPE_SZ).
 const BULK_PIPE_BYTES: usize = 256 * 1024;
@@ -150,4 +150,22 @@ fn read_piece(pipe: &OwnedFd, read_bytes: usize) -> io::Result<Bytes> {
             Ok(Bytes::copy_from_slice(buffer))
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_takes_little_more_than_its_bytes() {
+        for bytes in [1, 16 * 1024, KEEP_BYTES - 1, KEEP_BYTES, READ_BYTES] {
+            let pipe = afar_sys::pipe::pipe_from_child().unwrap();
+            let _ = afar_sys::pipe::set_pipe_size(&pipe.ours, BULK_PIPE_BYTES);
+            assert_eq!(rustix::io::write(&pipe.childs, &vec![7; bytes]).unwrap(), bytes);
+            let piece = read_piece(&pipe.ours, READ_BYTES).unwrap();
+            assert_eq!(piece.len(), bytes);
+            let held = piece.try_into_mut().unwrap().capacity();
+            assert!(held <= bytes.max(64) / 3 * 4 + 64, "{held} for {bytes}");
+        }
+    }
 }

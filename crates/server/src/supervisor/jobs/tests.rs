@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use afar_core::journal::TreeEnded;
-use afar_proto::message::{Command, JobState};
+use afar_proto::message::{Command, JobState, ListQuery};
 use tempfile::TempDir;
 
 use super::*;
@@ -68,7 +68,7 @@ async fn indexed(jobs: &Jobs) {
     loop {
         let due = jobs.archive().unwrap().tick(unix_time_us(), since_boot());
         // Behind everything that it was told before.
-        let asked = jobs.archive().unwrap().page(None, u64::MAX, 1);
+        let asked = jobs.archive().unwrap().page(None, "", u64::MAX, 1);
         asked.await;
         if due > crate::store::limits::INDEX_DELAY {
             return;
@@ -154,4 +154,44 @@ async fn what_is_listed_can_be_named() {
     assert_eq!(search(&all, "nev", true).await, Ok("never".to_owned()));
     let Some(Life::Refused(told)) = jobs.life(&never).unwrap() else { panic!() };
     assert_eq!(told.message, "no such file");
+}
+
+/// A job that ends between the moment in which a page looks for it and that in which it is asked is on the page
+/// all the same, and `ps ID` asks for those of that id alone.
+#[tokio::test]
+async fn a_job_that_ends_while_it_is_listed_is_on_the_page() {
+    let root = TempDir::new().unwrap();
+    let jobs = open(root.path(), "one");
+    let all = View { scope: String::new(), all: true };
+    for id in ["ab", "ac", "b"] {
+        let key = key("", id);
+        begin(&jobs, &key);
+        let (sender, commands) = tokio::sync::mpsc::unbounded_channel();
+        let number = jobs.archive().unwrap().entry(&key).unwrap().intended.number;
+        jobs.enter(key.clone(), [0; 32], number, sender);
+        // It has gone, and the archive knows how; the register was looked at before.
+        drop(commands);
+        let why = refused(RefusalReason::NotFound, "no such file");
+        jobs.archive().unwrap().not_started(&key, &why, unix_time_us());
+    }
+    for where_they_are in ["at hand", "in the index"] {
+        let listed = |job: Option<&str>| {
+            let job = job.map(id);
+            let list = ListQuery { states: None, job, after: None, limit: None };
+            let (jobs, all) = (&jobs, &all);
+            async move {
+                let page = jobs.page(all, &list, None).await;
+                page.jobs.iter().map(|info| info.job.to_string()).collect::<Vec<_>>().join(" ")
+            }
+        };
+        assert_eq!(listed(None).await, "b ac ab", "{where_they_are}");
+        assert_eq!(listed(Some("a")).await, "ac ab");
+        assert_eq!(listed(Some("b")).await, "b");
+        assert_eq!(listed(Some("x")).await, "");
+        // And when they are in the index, and at hand no more.
+        indexed(&jobs).await;
+        for id in ["ab", "ac", "b"] {
+            jobs.register.borrow_mut().remove(&key("", id));
+        }
+    }
 }
