@@ -23,6 +23,7 @@ pub mod memory;
 pub mod pipe;
 pub mod private_files;
 pub mod process_tree;
+pub mod pty;
 pub mod random;
 pub mod readiness;
 pub mod resolve;

@@ -74,6 +74,8 @@ impl Signal {
     pub const CHLD: Self = Self(libc::SIGCHLD);
     /// Resumes a stopped process.
     pub const CONT: Self = Self(libc::SIGCONT);
+    /// What Ctrl-Z sends.
+    pub const TSTP: Self = Self(libc::SIGTSTP);
     /// Stops a process; cannot be caught, blocked or ignored.
     pub const STOP: Self = Self(libc::SIGSTOP);
     /// A terminal has another size.
@@ -105,6 +107,16 @@ impl Signal {
             last.checked_sub(realtime_distance(name.strip_prefix("RTMAX")?, '-')?)?
         };
         (first..=last).contains(&number).then_some(Self(number))
+    }
+
+    /// Sends it to the calling thread, which has met it when this returns: stopped by it, this comes back
+    /// when somebody continues the process.
+    ///
+    /// # Errors
+    /// None that a signal of this type has.
+    pub fn raise(self) -> Result<(), Errno> {
+        // SAFETY: raise touches no memory.
+        errno::of_minus_one(unsafe { libc::raise(self.0) }).map(|_| ())
     }
 
     /// The number on this machine; names, not numbers, are the same everywhere.
