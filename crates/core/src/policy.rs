@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use afar_proto::json::{self, ByteString, JsonError, base64_bytes};
-use afar_proto::message::Command;
+use afar_proto::message::{Command, OpenSpec};
 use afar_proto::outcome::RefusalReason;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -320,6 +320,16 @@ impl<'a> RequestFacts<'a> {
     #[must_use]
     pub const fn run(now_s: i64, command: &'a Command) -> Self {
         Self { command: Some(command), ..Self::other(now_s) }
+    }
+
+    /// A job that is to be started, and the verb that it takes.
+    #[must_use]
+    pub fn open(now_s: i64, spec: &'a OpenSpec) -> (Verb, Self) {
+        let facts = Self { pty: spec.terminal.is_some(), ..Self::other(now_s) };
+        match &spec.command {
+            Command::Shell {} => (Verb::Shell, facts),
+            command => (Verb::Run, Self { command: Some(command), ..facts }),
+        }
     }
 
     /// A request about no certain job.

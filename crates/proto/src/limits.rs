@@ -106,6 +106,21 @@ pub const SESSION_NAME_CHARS_MAX: usize = 64;
 /// Dropped ranges that a seal names for each stream (`W-9.26`); beyond it, neighbours become one.
 pub const GAPS_MAX: usize = 256;
 
+/// Bytes of a terminal's name (`W-9.28`).
+pub const TERMINAL_NAME_BYTES_MAX: usize = 128;
+
+/// Modes that an OPEN names of a terminal (`W-9.28`); systems have some fifty.
+pub const TERMINAL_MODES_MAX: usize = 128;
+
+/// Most columns, and most rows, that a terminal gets (`W-9.28`): programs take memory for each cell.
+pub const TERMINAL_SIDE_MAX: u16 = 4096;
+
+/// Columns of a terminal that does not know how many it has (`W-9.28`).
+pub const TERMINAL_COLUMNS_DEFAULT: u16 = 80;
+
+/// Rows of a terminal that does not know how many it has (`W-9.28`).
+pub const TERMINAL_ROWS_DEFAULT: u16 = 24;
+
 /// Bytes of the jobs on a page of the list (`W-9.27`): the frame's limit, less what is around them.
 pub const ANSWER_BYTES_MAX: usize = CONTROL_PAYLOAD_BYTES_MAX as usize - 1024;
 

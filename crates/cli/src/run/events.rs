@@ -112,6 +112,7 @@ mod tests {
             started_at_us: Some(1_795_341_600_000_000),
             streams: std::collections::BTreeMap::new(),
             stdin: None,
+            terminal: false,
         };
         assert_eq!(
             parse(&line(&JobEvent::Attached(attached))),

@@ -106,8 +106,9 @@ impl Settings {
             on_disconnect: spec.on_disconnect,
             keep: keep.or(spec.detach.then_some(limits::UNCONFIRMED_LIFETIME)),
             timeout: spec.timeout_ms.map(Duration::from_millis),
-            stdin: spec.stdin,
-            merged: spec.merge,
+            // Whoever takes a terminal over types on it, whatever its first client had to say.
+            stdin: spec.stdin || spec.terminal.is_some(),
+            merged: spec.merge || spec.terminal.is_some(),
         }
     }
 }

@@ -15,6 +15,8 @@ pub fn original_command(command: &Command) -> Vec<u8> {
     match command {
         Command::Script(script) => script.0.clone(),
         Command::Argv(words) => join(words),
+        // A login shell is no command: the variable is not set for one.
+        Command::Shell {} => Vec::new(),
     }
 }
 

@@ -428,6 +428,7 @@ impl Supervisor {
             started_at_us: Some(live.began.as_micros()),
             streams: streams.collect(),
             stdin: attached.stdin.map(|at| if forgets { at.taken } else { at.received }),
+            terminal: false,
         };
         if let Some(mut channel) = self.channel(link, at) {
             let taken = attached.stdin.map_or(0, |at| at.taken);

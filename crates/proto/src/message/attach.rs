@@ -88,6 +88,9 @@ pub struct Attached {
     /// The next offset that the server wants of stdin; null if the job takes none.
     #[serde(default)]
     pub stdin: Option<u64>,
+    /// Whether the job has a terminal: its stdout is for one, its stdin is keys (`W-5.13`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub terminal: bool,
 }
 
 /// Where one output stream goes on.

@@ -71,12 +71,3 @@ pub struct Signal {
     /// The signal's name without `SIG`, such as `TERM`; numbers differ between machines.
     pub name: String,
 }
-
-/// A new size of the job's terminal; sizes out of range are clamped by the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resize {
-    /// Columns.
-    pub columns: u32,
-    /// Rows.
-    pub rows: u32,
-}

@@ -10,6 +10,7 @@ mod name;
 mod open;
 mod query;
 mod session;
+mod terminal;
 
 pub use attach::{Attach, AttachMode, AttachOffset, AttachStart, Attached, AttachedStream};
 pub use auth::{
@@ -17,13 +18,14 @@ pub use auth::{
     Transcript,
 };
 pub use job::{
-    Incarnation, IncarnationError, JobHello, JobId, JobIdError, Opened, Refused, Resize, Signal,
+    Incarnation, IncarnationError, JobHello, JobId, JobIdError, Opened, Refused, Signal,
 };
 pub use open::{Command, OnDisconnect, OpenSpec, Overflow, Retry};
 pub use query::{
     Answer, JobInfo, JobPage, JobQuery, JobState, KillQuery, ListQuery, Query, StreamInfo,
 };
 pub use session::{FEATURE_SESSION, SessionName, SessionNameError, SessionRef, SessionScope};
+pub use terminal::{FEATURE_TERMINAL, Resize, Terminal};
 
 use serde::{Deserialize, Serialize};
 

@@ -1,10 +1,14 @@
 //! OPEN: what to execute, and how (`W-5.4`).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::job::{Incarnation, JobId};
 use super::session::{SessionName, SessionRef, SessionScope};
+use super::terminal::{Resize, Terminal};
 use crate::json::{self, ByteString};
+use crate::limits::TERMINAL_MODES_MAX;
 
 /// What to execute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +18,8 @@ pub enum Command {
     Argv(Vec<ByteString>),
     /// This script, by the user's shell with `-c`.
     Script(ByteString),
+    /// The user's shell itself, as at a login.
+    Shell {},
 }
 
 /// A job to start (`W-5.4`).
@@ -25,6 +31,8 @@ pub struct OpenSpec {
     pub command: Command,
     /// The session whose shell executes it; a process of its own if null (`W-5.9`).
     pub session: Option<SessionRef>,
+    /// The terminal that the command gets; pipes if null (`W-5.13`). Not with a session.
+    pub terminal: Option<Box<Terminal>>,
     /// The working directory; the user's home if null. A session has its own.
     pub cwd: Option<ByteString>,
     /// Variables to set, in order, over the login environment; in a session, in its shell.
@@ -63,6 +71,7 @@ impl OpenSpec {
             job,
             command,
             session: None,
+            terminal: None,
             cwd: None,
             env: Vec::new(),
             merge: false,
@@ -81,10 +90,13 @@ impl OpenSpec {
     }
 
     /// What tells two requests with the same id apart: BLAKE3 of the fields as they are written,
-    /// `job` and `retry` left out (`J-1.2`).
+    /// `job` and `retry` left out, and how the terminal of whoever asks looks (`J-1.2`).
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
-        let written = OpenWritten { job: None, retry: None, ..OpenWritten::of(self) };
+        let mut written = OpenWritten { job: None, retry: None, ..OpenWritten::of(self) };
+        if let Some(terminal) = &mut written.terminal {
+            *terminal = TerminalWritten::of_any(terminal.command);
+        }
         *blake3::hash(&json::to_vec(&written)).as_bytes()
     }
 }
@@ -130,7 +142,7 @@ impl Overflow {
 
 /// [`OpenSpec`] as it is written. The command of a session stands within `session`, so that a
 /// server which knows of no sessions misses the command and refuses, instead of running it in a
-/// process of its own (`W-5.9`).
+/// process of its own (`W-5.9`); that of a job with a terminal within `terminal` (`W-5.13`).
 #[derive(Serialize)]
 struct OpenWritten<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -139,6 +151,8 @@ struct OpenWritten<'a> {
     command: Option<&'a Command>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<SessionWritten<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    terminal: Option<TerminalWritten<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cwd: Option<&'a ByteString>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -174,12 +188,36 @@ struct SessionWritten<'a> {
     command: &'a Command,
 }
 
+#[derive(Serialize)]
+struct TerminalWritten<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a ByteString>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<Resize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    modes: Option<&'a BTreeMap<String, u32>>,
+    command: &'a Command,
+}
+
+impl<'a> TerminalWritten<'a> {
+    fn of(terminal: &'a Terminal, command: &'a Command) -> Self {
+        let modes = Some(&terminal.modes).filter(|modes| !modes.is_empty());
+        Self { name: Some(&terminal.name), size: Some(terminal.size), modes, command }
+    }
+
+    /// Whatever the terminal is like.
+    const fn of_any(command: &'a Command) -> Self {
+        Self { name: None, size: None, modes: None, command }
+    }
+}
+
 /// [`OpenSpec`] as it is read.
 #[derive(Deserialize)]
 struct OpenRead {
     job: JobId,
     command: Option<Command>,
     session: Option<SessionRead>,
+    terminal: Option<TerminalRead>,
     cwd: Option<ByteString>,
     #[serde(default)]
     env: Vec<(ByteString, ByteString)>,
@@ -208,17 +246,41 @@ struct SessionRead {
     command: Command,
 }
 
+#[derive(Deserialize)]
+struct TerminalRead {
+    name: ByteString,
+    size: Resize,
+    #[serde(default)]
+    modes: BTreeMap<String, u32>,
+    command: Command,
+}
+
+impl TerminalRead {
+    fn into_terminal(self) -> Result<(Command, Terminal), &'static str> {
+        let Self { name, size, modes, command } = self;
+        let terminal = Terminal { name, size, modes };
+        if !terminal.has_good_name() {
+            return Err("the terminal's name is empty or too long");
+        }
+        if terminal.modes.len() > TERMINAL_MODES_MAX {
+            return Err("too many modes of the terminal");
+        }
+        Ok((command, terminal))
+    }
+}
+
 impl<'a> OpenWritten<'a> {
     fn of(spec: &'a OpenSpec) -> Self {
-        let OpenSpec { job, command, session, cwd, env, retry, .. } = spec;
+        let OpenSpec { job, command, session, terminal, cwd, env, retry, .. } = spec;
         Self {
             job: Some(job),
-            command: session.is_none().then_some(command),
+            command: (session.is_none() && terminal.is_none()).then_some(command),
             session: session.as_ref().map(|session| SessionWritten {
                 name: &session.name,
                 scope: session.scope,
                 command,
             }),
+            terminal: terminal.as_ref().map(|terminal| TerminalWritten::of(terminal, command)),
             cwd: cwd.as_ref(),
             env,
             merge: spec.merge,
@@ -247,15 +309,25 @@ impl<'de> Deserialize<'de> for OpenSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde::de::Error as _;
         let read = OpenRead::deserialize(deserializer)?;
-        let (command, session) = match (read.command, read.session) {
-            (Some(command), None) => (command, None),
-            (None, Some(SessionRead { name, scope, command })) => {
-                (command, Some(SessionRef { name, scope }))
+        let (command, session, terminal) = match (read.command, read.session, read.terminal) {
+            (Some(command), None, None) => (command, None, None),
+            (None, Some(SessionRead { name, scope, command }), None) => {
+                (command, Some(SessionRef { name, scope }), None)
             }
-            (Some(_), Some(_)) => {
+            (None, None, Some(terminal)) => {
+                let (command, terminal) = terminal.into_terminal().map_err(D::Error::custom)?;
+                (command, None, Some(Box::new(terminal)))
+            }
+            (None, None, None) => return Err(D::Error::missing_field("command")),
+            (_, Some(_), Some(_)) => {
+                return Err(D::Error::custom("a session's commands have no terminal"));
+            }
+            (Some(_), Some(_), None) => {
                 return Err(D::Error::custom("a command beside the session's own"));
             }
-            (None, None) => return Err(D::Error::missing_field("command")),
+            (Some(_), None, Some(_)) => {
+                return Err(D::Error::custom("a command beside the terminal's own"));
+            }
         };
         if read.detach && read.stdin {
             return Err(D::Error::custom("a detached job has nobody who sends its stdin"));
@@ -264,6 +336,7 @@ impl<'de> Deserialize<'de> for OpenSpec {
             job: read.job,
             command,
             session,
+            terminal,
             cwd: read.cwd,
             env: read.env,
             merge: read.merge,

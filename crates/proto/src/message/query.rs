@@ -141,6 +141,9 @@ pub struct JobInfo {
     /// The session that it runs in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
+    /// Whether it has a terminal.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub terminal: bool,
     /// Its working directory, if one was asked for; at most [`CWD_SHOWN_BYTES_MAX`] bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<ByteString>,
@@ -187,6 +190,7 @@ impl JobInfo {
             command: shown,
             command_cut,
             session: None,
+            terminal: false,
             cwd: None,
             pid: None,
             started_at_us: None,

@@ -41,6 +41,8 @@ mod sessions;
 #[cfg(test)]
 mod splits;
 #[cfg(test)]
+mod terminals;
+#[cfg(test)]
 mod vectors;
 #[cfg(test)]
 mod walk;

@@ -36,7 +36,7 @@ pub(crate) fn conversation() -> Conversation {
     client.write(Stream::Stdin, 0, Bytes::from_static(b"in")).unwrap();
     client.finish(Stream::Stdin);
     client.signal("TERM");
-    client.resize(Resize { columns: 80, rows: 24 });
+    client.resize(Resize { columns: 80, rows: 24, ..Resize::default() });
     client.stop(Stream::Stderr);
     pair.client.channel(resumed).unwrap().close();
     pair.client.channel(broken).unwrap().reset("enough");

@@ -8,7 +8,8 @@ use afar_proto::message::{
     Answer, Attach, AttachMode, AttachStart, AuthOk, AuthQuery, AuthQueryResult, AuthRefused,
     AuthRequest, Command, Delegate, Goodbye, GoodbyeCode, Hello, Incarnation, JobHello, JobInfo,
     JobPage, JobQuery, JobState, KillQuery, ListQuery, OnDisconnect, OpenSpec, Overflow, Query,
-    Reset, Resize, Retry, SessionName, SessionRef, SessionScope, Signal, StreamInfo, Transcript,
+    Reset, Resize, Retry, SessionName, SessionRef, SessionScope, Signal, StreamInfo, Terminal,
+    Transcript,
 };
 use afar_proto::outcome::{RefusalReason, Seal, SealDetail, StreamSeal};
 use afar_proto::{Config, json};
@@ -172,11 +173,21 @@ fn the_vectors_of_job_messages() {
     let command = Command::Script("cd /tmp".into());
     let in_session = OpenSpec { command, session: Some(session), ..samples::spec("job-3") };
     vector!("open-session", message(Kind::Open, &in_session), jobs);
+    let terminal = Terminal {
+        name: "xterm".into(),
+        size: Resize { columns: 80, rows: 24, ..Resize::default() },
+        modes: [("erase".to_owned(), 127), ("iutf8".to_owned(), 1)].into(),
+    };
+    let terminal = Some(Box::new(terminal));
+    let shell =
+        OpenSpec { command: Command::Shell {}, terminal, stdin: true, ..samples::spec("job-4") };
+    vector!("open-terminal", message(Kind::Open, &shell), jobs);
     vector!("opened", message(Kind::Opened, &samples::opened("job-1")), jobs);
     let refused = samples::refused(RefusalReason::NotFound);
     vector!("refused", message(Kind::Refused, &refused), jobs);
     vector!("signal", message(Kind::Signal, &Signal { name: "TERM".into() }), jobs);
-    vector!("resize", message(Kind::Resize, &Resize { columns: 80, rows: 24 }), jobs);
+    let size = Resize { columns: 80, rows: 24, ..Resize::default() };
+    vector!("resize", message(Kind::Resize, &size), jobs);
     vector!("exit", message(Kind::Exit, &samples::exited(3)), jobs);
     let stderr =
         StreamSeal { gaps: [(3, 5)].into_iter().collect(), ..samples::sealer_of(b"").seal(false) };

@@ -404,7 +404,11 @@ impl World {
         match length % 3 {
             0 => channel.signal("TERM"),
             1 => {
-                channel.resize(afar_proto::message::Resize { columns: 80, rows: 24 });
+                channel.resize(afar_proto::message::Resize {
+                    columns: 80,
+                    rows: 24,
+                    ..Default::default()
+                });
             }
             _ => {
                 channel.stop(stream);

@@ -88,5 +88,5 @@ pub(crate) fn attached_to(job: &str, stdout: u64, stderr: u64, stdin: Option<u64
     let streams: BTreeMap<_, _> =
         streams.map(|(name, offset)| (name.to_owned(), AttachedStream { offset })).into();
     let started_at_us = Some(1_795_341_600_000_000);
-    Attached { job: job_id(job), pid: Some(4242), started_at_us, streams, stdin }
+    Attached { job: job_id(job), pid: Some(4242), started_at_us, streams, stdin, terminal: false }
 }

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use afar_core::policy::{
-    Decision, Denied, Execution, Grant, KeyVariable, ORIGINAL_COMMAND_VARIABLE, RequestFacts, Verb,
+    Decision, Denied, Execution, Grant, KeyVariable, ORIGINAL_COMMAND_VARIABLE, RequestFacts,
     allowed,
 };
 use afar_proto::message::{Command, OpenSpec, Refused};
@@ -57,8 +57,8 @@ pub(super) fn prepare(
     user: &User,
     now_s: i64,
 ) -> Result<Prepared, Refused> {
-    let decision = allowed(grant, Verb::Run, RequestFacts::run(now_s, &spec.command))
-        .map_err(|denied| refuse_denied(&denied))?;
+    let (verb, facts) = RequestFacts::open(now_s, spec);
+    let decision = allowed(grant, verb, facts).map_err(|denied| refuse_denied(&denied))?;
     let fresh = grant.restrictions.login_shell_only.then(fresh_user).transpose()?;
     let user = fresh.as_ref().unwrap_or(user);
     let cwd = working_directory(spec, &decision, user);
@@ -114,20 +114,21 @@ fn fresh_user() -> Result<User, Refused> {
 }
 
 /// The argv. A script, and a key's own command, go to the user's shell under its base name, as with
-/// sshd.
+/// sshd; a shell that is a login's is told so by a dash before that name (sh(1)).
 fn words(command: &Command, decision: &Decision, user: &User) -> Result<Vec<Vec<u8>>, Refused> {
+    let name = shell_of(user).file_name().unwrap_or(OsStr::new("sh")).as_bytes();
     let script = match (&decision.execution, command) {
         (Execution::Forced { command, .. }, _) => command,
         (Execution::AsRequested, Command::Script(script)) => script,
         (Execution::AsRequested, Command::Argv(words)) => {
             return Ok(words.iter().map(|word| word.0.clone()).collect());
         }
+        (Execution::AsRequested, Command::Shell {}) => return Ok(vec![[b"-", name].concat()]),
     };
-    let name = shell_of(user).file_name().unwrap_or(OsStr::new("sh"));
     if script.as_bytes().contains(&0) {
         return Err(invalid("the script holds a NUL byte"));
     }
-    Ok(vec![name.as_bytes().to_vec(), b"-c".to_vec(), script.0.clone()])
+    Ok(vec![name.to_vec(), b"-c".to_vec(), script.0.clone()])
 }
 
 /// The file to execute.
@@ -193,6 +194,9 @@ fn variables(
     mark: &[u8],
 ) -> Variables {
     let mut variables = login_variables(user);
+    if let Some(terminal) = &spec.terminal {
+        variables.insert(b"TERM".to_vec(), terminal.name.0.clone());
+    }
     for (name, value) in &spec.env {
         if decision.accepts_variable(name.as_bytes()) {
             variables.insert(name.0.clone(), value.0.clone());

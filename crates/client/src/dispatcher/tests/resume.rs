@@ -96,7 +96,7 @@ impl Peer {
         let from = |offset| AttachedStream { offset };
         let streams = [("stdout".to_owned(), from(stdout)), ("stderr".to_owned(), from(0))].into();
         let (job, pid, started_at_us) = (job.clone(), Some(7), Some(1));
-        let attached = Attached { job, pid, started_at_us, streams, stdin };
+        let attached = Attached { job, pid, started_at_us, streams, stdin, terminal: false };
         self.channel(channel).accept_attach(&attached);
     }
 

@@ -15,7 +15,7 @@ use afar_net::driver::Driver;
 use afar_net::local::Introduced;
 use afar_net::transport::AnyTransport;
 use afar_proto::connection::{ChannelId, Event, Role};
-use afar_proto::message::{FEATURE_SESSION, GoodbyeCode, Refused};
+use afar_proto::message::{FEATURE_SESSION, FEATURE_TERMINAL, GoodbyeCode, Refused};
 use afar_proto::outcome::RefusalReason;
 use afar_proto::{Config, Connection, ConnectionError};
 use afar_sys::signals::Signal;
@@ -60,7 +60,7 @@ impl Conversation {
         let Introduced { grant, transport, first } = introduced;
         let clock = Clock::new();
         let config = Config {
-            features: vec![FEATURE_SESSION.to_owned()],
+            features: [FEATURE_SESSION, FEATURE_TERMINAL].map(ToOwned::to_owned).into(),
             incarnation: Some(supervisor.jobs.incarnation().clone()),
             ..Config::default()
         };
@@ -240,12 +240,15 @@ impl Conversation {
                     self.supervisor.log.debug(&line);
                 }
             },
+            Event::Resize { channel, resize } => {
+                self.attachments.tell(channel, Said::Resize(resize));
+            }
             Event::Abandoned { channel } => self.leave(channel, Leave::Closed),
             Event::Detached { channel } => self.leave(channel, Leave::Detached),
             // Behind the seal, a close is what says that everything is there.
             Event::Confirmed { channel } => self.leave(channel, Leave::Closed),
-            // The channel is abandoned too, which comes next; a job without a terminal has no size.
-            Event::Failed { .. } | Event::Resize { .. } | Event::Ready(_) => {}
+            // The channel is abandoned too, which comes next.
+            Event::Failed { .. } | Event::Ready(_) => {}
             // Only a client meets these.
             Event::Opened { .. }
             | Event::Attached { .. }

@@ -426,8 +426,8 @@ pub(super) fn again(
     spec: &OpenSpec,
     route: &Route,
 ) -> Result<AttachRequest, Refused> {
-    allowed(grant, Verb::Run, RequestFacts::run(now_s(), &spec.command))
-        .map_err(|denied| refuse_denied(&denied))?;
+    let (verb, facts) = RequestFacts::open(now_s(), spec);
+    allowed(grant, verb, facts).map_err(|denied| refuse_denied(&denied))?;
     let request = AttachRequest::opening(route.id);
     if spec.detach {
         // It leaves with the answer.

@@ -39,8 +39,9 @@ enum State {
 /// Where the search for what is to be ended begins.
 #[derive(Clone, Debug)]
 enum Root {
-    /// A process of the job's own, and what it has started.
-    Own(Tree),
+    /// A process of the job's own, and what it has started. One on a terminal is hung up first:
+    /// shells at a prompt mind no TERM.
+    Own { tree: Tree, hangs_up: bool },
     /// Nothing: it has not started, or has ended long ago.
     Nothing,
     /// A command in a shell; the shell is ended with it as long as it is at work on it.
@@ -52,7 +53,10 @@ impl Root {
     /// stopped process acts on TERM only when it is continued.
     fn terminate(&self) {
         match self {
-            Self::Own(tree) => {
+            Self::Own { tree, hangs_up } => {
+                if *hangs_up {
+                    let _ = tree.kill(Signal::HUP);
+                }
                 let _ = tree.kill(Signal::TERM);
                 let _ = tree.kill(Signal::CONT);
             }
@@ -76,7 +80,7 @@ impl Root {
     /// Kills everything; whether it reached all that it may.
     fn kill(&self) -> bool {
         match self {
-            Self::Own(tree) => tree.kill(Signal::KILL).is_ok_and(|report| report.settled),
+            Self::Own { tree, .. } => tree.kill(Signal::KILL).is_ok_and(|report| report.settled),
             Self::InSession { command, with_shell } => {
                 if *with_shell {
                     let _ = command.signal_shell(Signal::STOP);
@@ -94,7 +98,7 @@ impl Root {
     /// Whether anything is left.
     fn is_left(&self) -> bool {
         match self {
-            Self::Own(tree) => tree.is_left(),
+            Self::Own { tree, .. } => tree.is_left(),
             Self::InSession { command, .. } => {
                 command.find().map_or(true, |found| !found.is_empty())
             }
@@ -116,8 +120,8 @@ pub(super) struct Ending {
 }
 
 impl Ending {
-    pub(super) fn new(tree: Tree, grace: Duration) -> Self {
-        Self::of(Root::Own(tree), grace)
+    pub(super) fn new(tree: Tree, hangs_up: bool, grace: Duration) -> Self {
+        Self::of(Root::Own { tree, hangs_up }, grace)
     }
 
     /// The end of a command in a session's shell.
@@ -142,7 +146,7 @@ impl Ending {
     /// What is to be ended, of a process of the job's own.
     pub(super) fn tree(&self) -> Option<&Tree> {
         match &self.root {
-            Root::Own(tree) => Some(tree),
+            Root::Own { tree, .. } => Some(tree),
             Root::Nothing | Root::InSession { .. } => None,
         }
     }
@@ -155,7 +159,7 @@ impl Ending {
     /// at work on something else.
     pub(super) fn process_ended(&mut self, process: &Process) {
         match (&mut self.root, process) {
-            (Root::Own(tree), Process::Own { child, .. }) => tree.reaped(child.tree_root()),
+            (Root::Own { tree, .. }, Process::Own { child, .. }) => tree.reaped(child.tree_root()),
             (Root::InSession { command, with_shell }, Process::InSession(ended)) => {
                 *command = ended.root.clone();
                 *with_shell = false;

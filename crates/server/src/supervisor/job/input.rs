@@ -1,4 +1,4 @@
-//! The pipe that a job reads as its stdin.
+//! What a job reads as its stdin: a pipe, or the keys of a terminal.
 
 use std::collections::VecDeque;
 use std::io;
@@ -33,6 +33,19 @@ pub(super) struct Input {
     /// not take the memory of a million pieces.
     small: BytesMut,
     ended: bool,
+    /// `Some` iff it is typed on a terminal.
+    typed: Option<Typed>,
+}
+
+/// How far the typing has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Typed {
+    /// Whether the last key has not ended a line.
+    within_line: bool,
+    /// Bytes at the end of what waits that are ours: the keys for the end of input.
+    end_bytes: usize,
+    /// Whether these were typed, or there are none.
+    ended: bool,
 }
 
 impl Input {
@@ -40,6 +53,11 @@ impl Input {
         let pipe =
             pipe.map(|pipe| afar_sys::readiness::watch(pipe, Interest::WRITABLE)).transpose()?;
         Ok(Self { pipe, ..Self::default() })
+    }
+
+    /// Keys of a terminal. Their end is typed too, if the terminal has a key for it.
+    pub(super) fn of_terminal(terminal: Option<OwnedFd>) -> io::Result<Self> {
+        Ok(Self { typed: Some(Typed::default()), ..Self::new(terminal)? })
     }
 
     /// What waits, and whether more may come.
@@ -50,9 +68,9 @@ impl Input {
     }
 
     /// Goes on with what was written down.
-    pub(super) fn written_down(written: WrittenInput) -> io::Result<Self> {
+    pub(super) fn written_down(written: WrittenInput, is_terminal: bool) -> io::Result<Self> {
         let pipe = written.pipe.map(afar_sys::exec::take_kept).transpose()?;
-        let mut input = Self::new(pipe)?;
+        let mut input = if is_terminal { Self::of_terminal(pipe)? } else { Self::new(pipe)? };
         input.push(written.waiting.into());
         if written.ended {
             input.end();
@@ -94,9 +112,31 @@ impl Input {
     }
 
     fn close_if_done(&mut self) {
-        if self.ended && self.queue.is_empty() {
-            self.close();
+        if !self.ended || !self.queue.is_empty() {
+            return;
         }
+        if let (Some(typed), Some(terminal)) = (&mut self.typed, &self.pipe)
+            && !std::mem::replace(&mut typed.ended, true)
+            && let Some(key) = afar_sys::pty::end_of_input(terminal.get_ref())
+        {
+            // Within a line it only ends what was typed of that.
+            typed.end_bytes = if typed.within_line { 2 } else { 1 };
+            self.queue.push_back(Bytes::from(vec![key; typed.end_bytes]));
+            return;
+        }
+        self.close();
+    }
+
+    /// So many bytes of the queue were written; how many of them are not our own.
+    fn took(&mut self, count: usize) -> usize {
+        let last = self.queue.iter().flatten().nth(count.saturating_sub(1)).copied();
+        advance(&mut self.queue, count);
+        let Some(typed) = &mut self.typed else { return count };
+        typed.within_line = last.is_some_and(|key| key != b'\n' && key != b'\r');
+        let left: usize = self.queue.iter().map(Bytes::len).sum();
+        let own = typed.end_bytes.saturating_sub(left);
+        typed.end_bytes -= own;
+        count - own
     }
 
     /// Writes what waits, as much as the pipe takes at once.
@@ -123,9 +163,9 @@ impl Input {
         }
         Poll::Ready(match written {
             Ok(count) => {
-                advance(&mut self.queue, count);
+                let taken = self.took(count);
                 self.close_if_done();
-                Taken::Bytes(count)
+                Taken::Bytes(taken)
             }
             // EPIPE is no error of the job: it reads no more, that is all.
             Err(_) => {
@@ -176,6 +216,8 @@ fn reader_is_gone(pipe: &OwnedFd) -> bool {
 mod tests {
     use std::future::poll_fn;
     use std::io::Read as _;
+
+    use afar_sys::pty::Pty;
 
     use super::*;
 
@@ -234,5 +276,43 @@ mod tests {
         assert_eq!(count, read.len());
         assert_eq!((read[..256].to_vec(), &read[count - 3..]), ((0..=255).collect(), &b"end"[..]));
         assert_eq!(rustix::io::read(&pipe.childs, read.as_mut_slice()), Ok(0));
+    }
+
+    /// Writes all of it, and tells how much of it was not ours.
+    async fn write_all(input: &mut Input) -> usize {
+        let mut taken = 0;
+        while !input.queue.is_empty() || !input.small.is_empty() {
+            match poll_fn(|context| input.poll_write(context)).await {
+                Taken::Bytes(count) => taken += count,
+                Taken::Closed => break,
+            }
+        }
+        taken
+    }
+
+    /// W-5.13
+    #[tokio::test]
+    async fn the_end_of_typed_input_is_typed_and_is_none_of_its_bytes() {
+        let size = afar_sys::terminal::WindowSize { rows: 24, columns: 80, ..Default::default() };
+        for (mode, keys, expected) in [
+            (("icanon", 1), "whole\r", &["whole\n", ""][..]),
+            (("icanon", 1), "part", &["part", ""]),
+            (("icanon", 1), "", &[""]),
+            // Programs that read keys know of no end.
+            (("icanon", 0), "keys", &["keys"]),
+        ] {
+            let pty = Pty::open(size, [mode]).unwrap();
+            // As of a job, whose output is on the same side: with it gone the terminal is hung up.
+            let ours = pty.controller.try_clone().unwrap();
+            let mut input = Input::of_terminal(Some(ours)).unwrap();
+            input.push(Bytes::from_static(keys.as_bytes()));
+            input.end();
+            assert_eq!(write_all(&mut input).await, keys.len(), "{keys:?}");
+            for expected in expected {
+                let mut read = [0; 64];
+                let count = rustix::io::read(&pty.terminal, &mut read).unwrap();
+                assert_eq!(&read[..count], expected.as_bytes(), "{keys:?}");
+            }
+        }
     }
 }

@@ -24,10 +24,13 @@ use afar_core::job::{
 use afar_core::policy::original_command;
 use afar_proto::connection::Stream;
 use afar_proto::message::{
-    AttachStart, Attached, AttachedStream, JobInfo, JobState, OpenSpec, Opened, Refused,
+    AttachStart, Attached, AttachedStream, Command, JobInfo, JobState, OpenSpec, Opened, Refused,
+    Resize,
 };
 use afar_proto::outcome::{End, Phase, Receipt, RefusalReason, Started as WasStarted};
 use afar_sys::child::ExitStatus;
+use afar_sys::signals::Signal;
+use afar_sys::terminal::WindowSize;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
@@ -58,6 +61,9 @@ pub(super) struct Job {
     process: Process,
     outputs: [Output; 2],
     input: Input,
+    /// Its own side of its terminal, until its process has ended: a program may leave its terminal before
+    /// that, come back to it, and must not be hung up for it.
+    held: Option<OwnedFd>,
     /// When its clock began.
     started: Instant,
     ending: Ending,
@@ -65,6 +71,8 @@ pub(super) struct Job {
     /// `None` until there is something for it.
     spool: Option<Box<Spooling>>,
     commands: UnboundedReceiver<ToJob>,
+    /// The size that its terminal is to have, if that is another one.
+    resize: Option<Resize>,
     timer: Pin<Box<tokio::time::Sleep>>,
     /// Whether its last word was written down.
     archived: bool,
@@ -85,7 +93,7 @@ impl Job {
         ending: Ending,
     ) -> (Box<Self>, UnboundedSender<ToJob>) {
         let Opening { spec, key, info, route, supervisor } = opening;
-        let Ours { outputs, input } = ours;
+        let Ours { outputs, input, held } = ours;
         let (sender, commands) = unbounded_channel();
         let mut machine = Machine::new(Settings::of(spec));
         if supervisor.jobs.archive().is_some() {
@@ -103,11 +111,13 @@ impl Job {
             process,
             outputs,
             input,
+            held,
             started,
             ending,
             attachments: vec![Attachment { route, stage: Stage::Opening }],
             spool: None,
             commands,
+            resize: None,
             timer: Box::pin(tokio::time::sleep_until(started)),
             archived: false,
             removed: false,
@@ -135,10 +145,12 @@ impl Job {
             process: Process::Over,
             outputs: [Output::new(Stream::Stdout, None)?, Output::new(Stream::Stderr, None)?],
             input: Input::new(None)?,
+            held: None,
             started: now,
             ending: Ending::of_nothing(Duration::ZERO),
             attachments: Vec::new(),
             commands,
+            resize: None,
             timer: Box::pin(tokio::time::sleep_until(now)),
             archived: true,
             removed: false,
@@ -236,6 +248,10 @@ impl Job {
             progress = true;
             self.obey(command);
         }
+        if let Some(size) = self.resize.take() {
+            // Of a flood of sizes only the last one that has come counts.
+            self.outputs[0].resize(window_size(size));
+        }
         progress
     }
 
@@ -248,7 +264,7 @@ impl Job {
                 match signal {
                     None => self.machine.end(Cause::Cancelled),
                     // A process that has ended in this moment is no error of whoever signals it.
-                    Some(signal) => self.process.signal(signal),
+                    Some(signal) => self.signal(signal),
                 }
             }
             ToJob::End(cause) => self.machine.end(cause),
@@ -292,10 +308,24 @@ impl Job {
             Said::Stop(stream) => self.machine.stop(id, stream),
             Said::Signal(signal) => {
                 if self.machine.is_owner(id) {
-                    self.process.signal(signal);
+                    self.signal(signal);
+                }
+            }
+            Said::Resize(size) => {
+                if self.machine.is_owner(id) {
+                    self.resize = Some(size);
                 }
             }
             Said::Leave(how) => self.leave(id, how),
+        }
+    }
+
+    /// Sends a signal: to the process group; on a terminal, one that has a key there to where the key
+    /// would send it (`J-2.9`).
+    fn signal(&self, signal: Signal) {
+        let keys = [Signal::INT, Signal::QUIT, Signal::TSTP];
+        if !keys.contains(&signal) || !self.outputs[0].signal_foreground(signal) {
+            self.process.signal(signal);
         }
     }
 
@@ -355,6 +385,7 @@ impl Job {
             started_at_us: self.info.started_at_us,
             streams,
             stdin: at.stdin.map(|stdin| stdin.received),
+            terminal: self.info.terminal,
         }
     }
 
@@ -382,6 +413,7 @@ impl Job {
     fn poll_input(&mut self, context: &mut Context<'_>) -> bool {
         let Poll::Ready(taken) = self.input.poll_write(context) else { return false };
         match taken {
+            Taken::Bytes(0) => {}
             Taken::Bytes(count) => self.machine.input_taken(count),
             Taken::Closed => self.machine.input_closed(),
         }
@@ -447,11 +479,17 @@ impl Job {
             read_bytes: ended.io.map(|io| io.read_bytes),
             written_bytes: ended.io.map(|io| io.written_bytes),
         };
+        self.held = None;
         // From here on, others are the only writers of what is not in the pipes yet.
         let owed = [&self.outputs[0], &self.outputs[1]].map(Output::owed);
         // Nobody is left to read it, unless a child inherited it; then the pipe stays open in the
         // child, and what was sent so far is there.
-        self.input.end();
+        if self.info.terminal {
+            // Its end would be typed, and whoever is left on the terminal has not asked for that.
+            self.input.close();
+        } else {
+            self.input.end();
+        }
         let session_restarted = ended.session_restarted;
         self.info.ended_at_us = Some(unix_time_us());
         Exited { end: ended.end, receipt, session_restarted, owed }
@@ -522,6 +560,10 @@ impl Job {
                     if let Some(output) = closed {
                         output.close();
                     }
+                    if self.info.terminal {
+                        // With both sides gone the terminal is hung up.
+                        self.input.close();
+                    }
                 }
                 Action::End(cause) => {
                     if cause == Cause::Cancelled {
@@ -553,6 +595,7 @@ impl Job {
         if self.machine.seal().is_none() {
             return;
         }
+        self.held = None;
         for output in &mut self.outputs {
             if let Some(pipe) = output.take_pipe() {
                 drain_left_open(pipe, self.stay.supervisor());
@@ -638,10 +681,14 @@ impl Job {
 
 /// What a list says of a job that has not begun.
 pub(super) fn describe(key: &JobKey, spec: &OpenSpec) -> Box<JobInfo> {
-    let command = original_command(&spec.command);
+    let command = match &spec.command {
+        Command::Shell {} => b"login shell".to_vec(),
+        command => original_command(command),
+    };
     let mut info = JobInfo::new(key.job.clone(), JobState::Waiting, &command);
     info.session = spec.session.as_ref().map(|session| session.name.to_string());
     info.detached = spec.detach;
+    info.terminal = spec.terminal.is_some();
     if let Some(cwd) = &spec.cwd {
         info.set_cwd(cwd.as_bytes());
     }
@@ -698,6 +745,12 @@ pub(super) fn end_of(status: &ExitStatus) -> End {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A size as it can be set (`W-7.1`).
+fn window_size(size: Resize) -> WindowSize {
+    let ((columns, rows), (width_px, height_px)) = (size.clamped(), size.pixels());
+    WindowSize { rows, columns, width_px, height_px }
 }
 
 /// Now, in microseconds of Unix time.

@@ -1,4 +1,5 @@
-//! A pipe that a job writes: read only as far as those who want its output have room.
+//! What a job writes, to a pipe or a terminal: read only as far as those who want its output have
+//! room.
 
 use std::cell::RefCell;
 use std::io;
@@ -7,7 +8,10 @@ use std::task::{Context, Poll, ready};
 
 use afar_core::job::Allowance;
 use afar_proto::connection::Stream;
+use afar_sys::signals::Signal;
+use afar_sys::terminal::WindowSize;
 use bytes::Bytes;
+use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -37,7 +41,16 @@ pub(super) struct Output {
     stream: Stream,
     /// `Some` until the end was read, or nobody wants more.
     pipe: Option<AsyncFd<OwnedFd>>,
+    kind: Kind,
     bulk: bool,
+}
+
+/// What it reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Pipe,
+    /// Our side of a pseudo-terminal.
+    Terminal,
 }
 
 thread_local! {
@@ -48,9 +61,27 @@ thread_local! {
 impl Output {
     /// A pipe of a job that was just started; `None` for a stream that is merged into another.
     pub(super) fn new(stream: Stream, pipe: Option<OwnedFd>) -> io::Result<Self> {
+        Self::of(stream, pipe, Kind::Pipe)
+    }
+
+    pub(super) fn of(stream: Stream, pipe: Option<OwnedFd>, kind: Kind) -> io::Result<Self> {
         let pipe =
             pipe.map(|pipe| afar_sys::readiness::watch(pipe, Interest::READABLE)).transpose()?;
-        Ok(Self { stream, pipe, bulk: false })
+        Ok(Self { stream, pipe, kind, bulk: false })
+    }
+
+    /// Gives a terminal another size. One that is gone, or none, has no size.
+    pub(super) fn resize(&self, size: WindowSize) {
+        if let (Kind::Terminal, Some(terminal)) = (self.kind, &self.pipe) {
+            let _ = afar_sys::terminal::set_window_size(terminal.get_ref(), size);
+        }
+    }
+
+    /// Sends a signal that a terminal has a key for to what is in its foreground; whether it is such a
+    /// signal, and this a terminal.
+    pub(super) fn signal_foreground(&self, signal: Signal) -> bool {
+        let (Kind::Terminal, Some(terminal)) = (self.kind, &self.pipe) else { return false };
+        afar_sys::pty::signal_foreground(terminal.get_ref(), signal).is_ok()
     }
 
     pub(super) fn stream(&self) -> Stream {
@@ -97,11 +128,15 @@ impl Output {
                 // The runtime is shutting down: nothing will ever be read again.
                 Err(_) => return Poll::Pending,
             };
-            let read = guard.try_io(|pipe| read_piece(pipe.get_ref(), read_bytes));
+            let read = guard.try_io(|pipe| match self.kind {
+                Kind::Pipe => read_piece(pipe.get_ref(), read_bytes),
+                Kind::Terminal => read_terminal(pipe.get_ref(), read_bytes),
+            });
             match read {
                 Err(_would_block) => {}
                 Ok(Ok(bytes)) if !bytes.is_empty() => {
-                    if bytes.len() < read_bytes {
+                    // (What a terminal gives at once says nothing of what it still has.)
+                    if bytes.len() < read_bytes && self.kind == Kind::Pipe {
                         // The pipe is empty; the next write is a new edge. Saves the read that
                         // would only say so.
                         guard.clear_ready();
@@ -123,6 +158,7 @@ impl Output {
     fn took(&mut self, bytes: &Bytes) {
         if bytes.len() == READ_BYTES
             && !self.bulk
+            && self.kind == Kind::Pipe
             && let Some(pipe) = &self.pipe
         {
             self.bulk = true;
@@ -130,6 +166,26 @@ impl Output {
             let _ = afar_sys::pipe::set_pipe_size(pipe.get_ref(), BULK_PIPE_BYTES);
         }
     }
+}
+
+/// Reads what a terminal has now, at most `read_bytes`. It gives no more than 4 KiB at once, so what
+/// there is is put together here. The end, for which the kernel says `EIO`, is no bytes: it comes only
+/// when everything was read.
+fn read_terminal(terminal: &OwnedFd, read_bytes: usize) -> io::Result<Bytes> {
+    BUFFER.with_borrow_mut(|buffer| {
+        buffer.clear();
+        buffer.resize(read_bytes, 0);
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::read(terminal, rest) {
+                Ok(0) | Err(Errno::IO) => break,
+                Ok(count) => filled += count,
+                Err(_) if filled > 0 => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Bytes::copy_from_slice(buffer.get(..filled).unwrap_or_default()))
+    })
 }
 
 /// One read of at most `read_bytes`.

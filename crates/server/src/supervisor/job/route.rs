@@ -7,7 +7,7 @@ use afar_core::job::{
     Allowance, AttachRequest, AttachedAt, AttachmentId, Cause, JobKey, Leave, Told,
 };
 use afar_proto::connection::{ChannelId, Stream};
-use afar_proto::message::{Answer, Attach, Attached, JobId, JobInfo, Opened, Refused};
+use afar_proto::message::{Answer, Attach, Attached, JobId, JobInfo, Opened, Refused, Resize};
 use afar_sys::signals::Signal;
 use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
@@ -51,6 +51,8 @@ pub(in crate::supervisor) enum Said {
     Stop(Stream),
     /// A signal for the process group.
     Signal(Signal),
+    /// Its terminal has another size.
+    Resize(Resize),
     /// It is gone. Answered with [`FromJob::Gone`] once nothing is left of what that has begun.
     Leave(Leave),
 }

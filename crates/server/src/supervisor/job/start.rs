@@ -1,5 +1,6 @@
 //! Starts a job: its pipes, its process, and the task that owns them.
 
+use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -10,11 +11,12 @@ use std::time::Duration;
 
 use afar_core::job::JobKey;
 use afar_proto::connection::Stream;
-use afar_proto::message::{JobInfo, OpenSpec, Refused};
+use afar_proto::message::{JobInfo, OpenSpec, Refused, Terminal};
 use afar_proto::outcome::{Phase, RefusalReason, Started as WasStarted};
 use afar_sys::child::Session;
 use afar_sys::pipe::{ChildPipe, pipe_from_child, pipe_to_child};
 use afar_sys::process_tree::Tree;
+use afar_sys::pty::Pty;
 use afar_sys::resolve::diagnose;
 use afar_sys::spawn::{SpawnError, SpawnRequest, Stdio, spawn, spawn_confined};
 use tokio::sync::mpsc::UnboundedSender;
@@ -23,7 +25,7 @@ use tokio::time::Instant;
 
 use super::ending::{Ending, GRACE};
 use super::input::Input;
-use super::output::Output;
+use super::output::{Kind, Output};
 use super::process::{self, ExitWatch, Process};
 use super::{Job, Route, ToJob};
 use crate::supervisor::Supervisor;
@@ -67,7 +69,7 @@ pub(in crate::supervisor) fn start(
 ) -> Result<Started, Refused> {
     let Opening { spec, supervisor, .. } = &opening;
     let no_pipe = |error: io::Error| no_resources(&error, WasStarted::No);
-    let Pipes { ours, childs } = Pipes::new(spec).map_err(no_pipe)?;
+    let (ours, childs) = streams(spec).map_err(no_pipe)?;
     let (user, log) = (&supervisor.user, supervisor.log);
     let mut confined =
         supervisor.cgroups.confine(prepared.mark_value(), prepared.limits, user, log);
@@ -76,11 +78,7 @@ pub(in crate::supervisor) fn start(
         argv: &prepared.argv,
         env: &prepared.env,
         cwd: Some(&prepared.cwd),
-        stdio: Stdio::Descriptors {
-            stdin: childs.stdin.as_fd(),
-            stdout: childs.stdout.as_fd(),
-            stderr: childs.stderr.as_ref().unwrap_or(&childs.stdout).as_fd(),
-        },
+        stdio: childs.stdio(),
         session: Session::New,
         open_files_soft: supervisor.open_files_soft,
     };
@@ -96,7 +94,7 @@ pub(in crate::supervisor) fn start(
     let pid = u32::try_from(child.pid()).unwrap_or(0);
     let group = confined.group();
     let tree = Tree::new(child.tree_root(), &prepared.mark, group.clone());
-    let ending = Ending::new(tree, grace(spec));
+    let ending = Ending::new(tree, spec.terminal.is_some(), grace(spec));
     let watch = ExitWatch::of(&child);
     let unwatched = watch.why_not();
     let job_id = spec.job.clone();
@@ -116,8 +114,7 @@ pub(in crate::supervisor) fn start_in_session(
 ) -> Result<Started, Refused> {
     let Opening { spec, supervisor, .. } = &opening;
     let no_room = |error: io::Error| no_resources(&error, WasStarted::No);
-    let Pipes { ours, childs } = Pipes::new(spec).map_err(no_room)?;
-    let Childs { stdin, stdout, stderr } = childs;
+    let (ours, Pipes { stdin, stdout, stderr }) = pipes(spec).map_err(no_room)?;
     let streams = TurnStreams { stdin: spec.stdin.then_some(stdin), stdout, stderr };
     let (started_sender, started) = oneshot::channel();
     let (ended_sender, ended) = oneshot::channel();
@@ -134,43 +131,74 @@ fn grace(spec: &OpenSpec) -> Duration {
     spec.kill_after_ms.map_or(GRACE, Duration::from_millis)
 }
 
-/// The pipes of a job that is about to be started. Ours are registered with the runtime before
-/// there is a process that could be left unwatched.
-pub(super) struct Pipes {
-    pub(super) ours: Ours,
-    pub(super) childs: Childs,
-}
-
+/// Our ends of a job's streams. They are registered with the runtime before there is a process that
+/// could be left unwatched.
 pub(super) struct Ours {
     pub(super) outputs: [Output; 2],
     pub(super) input: Input,
+    /// The job's side of its terminal, if it has one.
+    pub(super) held: Option<OwnedFd>,
 }
 
-pub(super) struct Childs {
-    pub(super) stdin: OwnedFd,
-    pub(super) stdout: OwnedFd,
+/// The job's ends.
+enum Childs {
+    Pipes(Pipes),
+    Terminal(CString),
+}
+
+struct Pipes {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
     /// `None` iff stderr is merged into stdout.
-    pub(super) stderr: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
 }
 
-impl Pipes {
-    pub(super) fn new(spec: &OpenSpec) -> io::Result<Self> {
-        let (stdin, childs_stdin) = if spec.stdin {
-            let ChildPipe { ours, childs } = pipe_to_child()?;
-            (Some(ours), childs)
-        } else {
-            (None, OpenOptions::new().read(true).open("/dev/null")?.into())
-        };
-        let stdout = pipe_from_child()?;
-        let stderr = if spec.merge { None } else { Some(pipe_from_child()?) };
-        let (stderr, childs_stderr) = stderr.map(|pipe| (pipe.ours, pipe.childs)).unzip();
-        let outputs =
-            [Output::new(Stream::Stdout, Some(stdout.ours))?, Output::new(Stream::Stderr, stderr)?];
-        Ok(Self {
-            ours: Ours { outputs, input: Input::new(stdin)? },
-            childs: Childs { stdin: childs_stdin, stdout: stdout.childs, stderr: childs_stderr },
-        })
+impl Childs {
+    fn stdio(&self) -> Stdio<'_> {
+        match self {
+            Self::Pipes(Pipes { stdin, stdout, stderr }) => Stdio::Descriptors {
+                stdin: stdin.as_fd(),
+                stdout: stdout.as_fd(),
+                stderr: stderr.as_ref().unwrap_or(stdout).as_fd(),
+            },
+            Self::Terminal(path) => Stdio::Terminal { path },
+        }
     }
+}
+
+fn streams(spec: &OpenSpec) -> io::Result<(Ours, Childs)> {
+    match &spec.terminal {
+        Some(terminal) => open_terminal(terminal),
+        None => pipes(spec).map(|(ours, childs)| (ours, Childs::Pipes(childs))),
+    }
+}
+
+fn pipes(spec: &OpenSpec) -> io::Result<(Ours, Pipes)> {
+    let (stdin, childs_stdin) = if spec.stdin {
+        let ChildPipe { ours, childs } = pipe_to_child()?;
+        (Some(ours), childs)
+    } else {
+        (None, OpenOptions::new().read(true).open("/dev/null")?.into())
+    };
+    let stdout = pipe_from_child()?;
+    let stderr = if spec.merge { None } else { Some(pipe_from_child()?) };
+    let (stderr, childs_stderr) = stderr.map(|pipe| (pipe.ours, pipe.childs)).unzip();
+    let outputs =
+        [Output::new(Stream::Stdout, Some(stdout.ours))?, Output::new(Stream::Stderr, stderr)?];
+    let ours = Ours { outputs, input: Input::new(stdin)?, held: None };
+    Ok((ours, Pipes { stdin: childs_stdin, stdout: stdout.childs, stderr: childs_stderr }))
+}
+
+/// What the job shows is its stdout, and what is typed its stdin (`W-5.13`).
+fn open_terminal(asked: &Terminal) -> io::Result<(Ours, Childs)> {
+    let modes = asked.modes.iter().map(|(name, value)| (name.as_str(), *value));
+    let Pty { controller, terminal, path } = Pty::open(super::window_size(asked.size), modes)?;
+    let input = Input::of_terminal(Some(controller.try_clone()?))?;
+    let outputs = [
+        Output::of(Stream::Stdout, Some(controller), Kind::Terminal)?,
+        Output::new(Stream::Stderr, None)?,
+    ];
+    Ok((Ours { outputs, input, held: Some(terminal) }, Childs::Terminal(path)))
 }
 
 fn refuse(error: SpawnError, prepared: &Prepared) -> Refused {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use afar_core::job::Allowance;
 use afar_core::policy::Grant;
 use afar_proto::connection::{ChannelId, Config, Role};
-use afar_proto::message::{Command, JobId};
+use afar_proto::message::{Command, JobId, Terminal};
 use afar_proto::outcome::{Seal, SealDetail};
 use afar_proto::{Connection, Instant as ProtoInstant};
 use bytes::Bytes;
@@ -291,4 +291,164 @@ async fn a_job_outlives_its_owner_and_tells_the_next_one_everything() {
             busy.wait_for(|counts| *counts == Counts::default()).await.unwrap();
         })
         .await;
+}
+
+/// A job of this script on a terminal.
+fn on_terminal(text: &str) -> OpenSpec {
+    let size = Resize { columns: 100, rows: 30, ..Resize::default() };
+    let terminal = Terminal { name: "vt100".into(), size, modes: BTreeMap::new() };
+    OpenSpec { terminal: Some(Box::new(terminal)), ..stdin_script(text) }
+}
+
+impl Owned {
+    /// Reads what is shown until this is.
+    async fn hear_until(&mut self, wanted: &str) -> String {
+        let mut shown = Vec::new();
+        loop {
+            let text = String::from_utf8_lossy(&shown);
+            if text.contains(wanted) {
+                return text.into_owned();
+            }
+            match self.told.recv().await.expect("it goes on").1 {
+                FromJob::Told(Told::Data { bytes, .. }) => shown.extend_from_slice(&bytes),
+                FromJob::Told(Told::Seal(_)) => panic!("{wanted:?} is not in {text:?}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs the job beside this.
+async fn beside<T>(mut owned: Owned, does: impl AsyncFnOnce(&mut Owned) -> T) -> T {
+    let local = tokio::task::LocalSet::new();
+    let run = owned.run();
+    local
+        .run_until(async {
+            let task = tokio::task::spawn_local(run);
+            let done = does(&mut owned).await;
+            task.await.unwrap();
+            done
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_job_on_a_terminal_shows_there_and_is_typed_to() {
+    // W-5.13
+    let supervisor = supervisor();
+    let text = "tty; stty size; echo $TERM >&2; read x; echo \"got $x\"; exit 3";
+    let owned = Owned::start(&supervisor, &on_terminal(text));
+    let heard = beside(owned, async |owned| {
+        owned.allow(4096);
+        let shown = owned.hear_until("vt100").await;
+        assert!(shown.starts_with("/dev/pts/") && shown.contains("\r\n30 100\r\n"), "{shown}");
+        owned.say(Said::Input(Bytes::from_static(b"keys\r")));
+        owned.hear().await
+    })
+    .await;
+    assert_eq!(String::from_utf8(heard.output).unwrap(), "keys\r\ngot keys\r\n");
+    let seal = heard.seal.unwrap();
+    assert_eq!(seal.end, End::Exited { code: 3 });
+    // Its end by EIO is the end, and nobody holds it open.
+    assert!(seal.streams["stdout"].complete && !seal.streams_left_open);
+    assert_eq!(*supervisor.busy.borrow(), Counts::default());
+}
+
+/// W-7.1
+#[tokio::test]
+async fn fault_52_a_flood_of_sizes_is_one_and_none_is_out_of_range() {
+    let supervisor = supervisor();
+    let text = "trap 'stty size' WINCH; echo ready; while :; do read x && exit; done";
+    let owned = Owned::start(&supervisor, &on_terminal(text));
+    beside(owned, async |owned| {
+        owned.allow(1 << 20);
+        owned.hear_until("ready").await;
+        for columns in 0..10_000 {
+            owned.say(Said::Resize(Resize { columns, rows: 25, ..Resize::default() }));
+        }
+        owned.say(Said::Resize(Resize { columns: 65_535, rows: 0, ..Resize::default() }));
+        let shown = owned.hear_until("24 4096\r\n").await;
+        // Hardly one of the flood had a turn of its own.
+        assert!(shown.lines().count() < 200, "{shown}");
+        owned.say(Said::Input(Bytes::from_static(b"\r")));
+        owned.hear().await;
+    })
+    .await;
+}
+
+/// J-2.3, J-2.9: a shell at a prompt minds no TERM.
+#[tokio::test]
+async fn fault_51_a_cancelled_job_on_a_terminal_is_hung_up() {
+    let supervisor = supervisor();
+    let text = "trap '' TERM; trap 'echo hung up; exit' HUP; echo ready; while :; do sleep 1; done";
+    let spec = OpenSpec { kill_after_ms: Some(60_000), ..on_terminal(text) };
+    let owned = Owned::start(&supervisor, &spec);
+    beside(owned, async |owned| {
+        owned.allow(4096);
+        owned.hear_until("ready").await;
+        let (reply, _running) = tokio::sync::oneshot::channel();
+        owned.commands.send(ToJob::Kill(None, reply)).unwrap();
+        let heard = owned.hear().await;
+        assert_eq!(heard.seal.unwrap().end, End::Cancelled);
+        assert!(String::from_utf8_lossy(&heard.output).contains("hung up"));
+    })
+    .await;
+}
+
+/// J-2.9
+#[tokio::test]
+async fn the_keys_signals_go_to_the_foreground_and_others_to_the_leader() {
+    let supervisor = supervisor();
+    // Job control gives the foreground a group of its own.
+    let text = "set -m; trap 'echo leader; exit' USR1; \
+                sh -c 'trap \"echo front; exit\" INT; echo ready; while :; do read x; done'; \
+                echo back; while :; do read x; done";
+    let owned = Owned::start(&supervisor, &on_terminal(text));
+    beside(owned, async |owned| {
+        owned.allow(4096);
+        owned.hear_until("ready").await;
+        owned.say(Said::Signal(Signal::INT));
+        let shown = owned.hear_until("back").await;
+        assert!(shown.contains("front"), "{shown}");
+        owned.say(Said::Signal(Signal::USR1));
+        let heard = owned.hear().await;
+        assert!(String::from_utf8_lossy(&heard.output).contains("leader"));
+    })
+    .await;
+}
+
+/// `AFAR_SOAK=1` makes it 100,000.
+#[tokio::test]
+async fn fault_53_no_last_bytes_of_a_terminal_are_missing() {
+    let rounds = if std::env::var_os("AFAR_SOAK").is_some() { 100_000 } else { 20 };
+    let supervisor = supervisor();
+    for round in 0..rounds {
+        let id = JobId::new(&format!("j{round}")).unwrap();
+        let spec = OpenSpec { job: id, ..on_terminal("echo x") };
+        let owned = Owned::start(&supervisor, &spec);
+        let heard = beside(owned, async |owned| {
+            owned.allow(4096);
+            owned.hear().await
+        })
+        .await;
+        let seal = heard.seal.unwrap();
+        assert_eq!((seal.end, &*heard.output), (End::Exited { code: 0 }, &b"x\r\n"[..]));
+        assert!(seal.streams["stdout"].complete);
+    }
+}
+
+/// As cat(1) closes its streams before it ends.
+#[tokio::test]
+async fn fault_39_who_leaves_the_terminal_before_the_end_is_not_hung_up() {
+    let supervisor = supervisor();
+    let text = "exec <&- >&- 2>&-; sleep 0.1; echo back >/dev/tty; exit 44";
+    let owned = Owned::start(&supervisor, &on_terminal(text));
+    let heard = beside(owned, async |owned| {
+        owned.allow(4096);
+        owned.hear().await
+    })
+    .await;
+    let seal = heard.seal.unwrap();
+    assert_eq!((seal.end, &*heard.output), (End::Exited { code: 44 }, &b"back\r\n"[..]));
+    assert!(seal.streams["stdout"].complete);
 }

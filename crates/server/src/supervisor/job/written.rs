@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::ending::Ending;
 use super::input::Input;
-use super::output::Output;
+use super::output::{Kind, Output};
 use super::process::{ExitWatch, Process};
 use super::spooling::Spooling;
 use super::{Job, ToJob, micros};
@@ -47,6 +47,9 @@ pub(in crate::supervisor) struct WrittenJob {
     /// Its stdout and stderr.
     outputs: [Option<RawFd>; 2],
     input: WrittenInput,
+    /// Its own side of its terminal, if it has one and runs.
+    #[serde(default)]
+    held: Option<RawFd>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -109,6 +112,7 @@ impl Job {
             process,
             outputs: [self.outputs[0].number(), self.outputs[1].number()],
             input: self.input.write_down(),
+            held: self.held.as_ref().map(std::os::fd::AsRawFd::as_raw_fd),
         }))
     }
 }
@@ -117,7 +121,7 @@ impl WrittenJob {
     /// The descriptors that it needs.
     pub(in crate::supervisor) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         let pidfd = self.process.as_ref().map(|process| process.pidfd);
-        self.outputs.into_iter().chain([self.input.pipe, pidfd]).flatten()
+        self.outputs.into_iter().chain([self.input.pipe, pidfd, self.held]).flatten()
     }
 
     /// Goes on with it: to be called once, in the program that has these descriptors.
@@ -131,7 +135,7 @@ impl WrittenJob {
         let (sender, commands) = unbounded_channel();
         let grace = Duration::from_millis(self.grace_ms);
         let (process, ending) = match self.process {
-            Some(process) => process.go_on(supervisor, grace)?,
+            Some(process) => process.go_on(supervisor, self.info.terminal, grace)?,
             None => (Process::Over, Ending::of_nothing(grace)),
         };
         let spool = self.spool.map(|from| supervisor.jobs.resume_spool(&self.key, from));
@@ -143,26 +147,30 @@ impl WrittenJob {
         }
         let why = if matches!(process, Process::Over) { Why::Kept } else { Why::Running };
         let pipe = |number: Option<RawFd>| number.map(take_kept).transpose();
+        let kind = if self.info.terminal { Kind::Terminal } else { Kind::Pipe };
         let [stdout, stderr] = self.outputs;
         let now = Instant::now();
         let elapsed = Duration::from_micros(self.elapsed_us);
         let started = now
             .checked_sub(elapsed)
             .ok_or_else(|| io::Error::other("a job that is older than the machine"))?;
+        let input = Input::written_down(self.input, self.info.terminal)?;
         let job = Box::new(Job {
             key: self.key,
+            input,
+            held: pipe(self.held)?,
             info: Box::new(self.info),
             machine,
             process,
             outputs: [
-                Output::new(Stream::Stdout, pipe(stdout)?)?,
+                Output::of(Stream::Stdout, pipe(stdout)?, kind)?,
                 Output::new(Stream::Stderr, pipe(stderr)?)?,
             ],
-            input: Input::written_down(self.input)?,
             started,
             ending,
             attachments: Vec::new(),
             commands,
+            resize: None,
             timer: Box::pin(tokio::time::sleep_until(now)),
             removed: self.removed,
             frozen: false,
@@ -177,7 +185,12 @@ impl WrittenJob {
 }
 
 impl WrittenProcess {
-    fn go_on(self, supervisor: &Supervisor, grace: Duration) -> io::Result<(Process, Ending)> {
+    fn go_on(
+        self,
+        supervisor: &Supervisor,
+        on_terminal: bool,
+        grace: Duration,
+    ) -> io::Result<(Process, Ending)> {
         let child = Child::kept(self.pid, take_kept(self.pidfd)?, self.started_ticks)?;
         let watch = ExitWatch::of(&child);
         if let Some(why) = watch.why_not() {
@@ -186,6 +199,6 @@ impl WrittenProcess {
         let group = if self.in_cgroup { supervisor.cgroups.existing(&self.mark) } else { None };
         let mark = format!("{MARK_VARIABLE}={}", self.mark);
         let tree = Tree::new(child.tree_root(), mark.as_bytes(), group.clone());
-        Ok((Process::Own { child, watch, group }, Ending::new(tree, grace)))
+        Ok((Process::Own { child, watch, group }, Ending::new(tree, on_terminal, grace)))
     }
 }

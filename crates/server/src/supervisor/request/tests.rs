@@ -151,3 +151,47 @@ fn limits_under_which_nothing_could_run_are_refused() {
     let expected = Limits { memory_bytes: Some(1), cpu_milli: None, pids_max: Some(u64::MAX) };
     assert_eq!(limits, expected);
 }
+
+fn on_terminal(command: Command) -> OpenSpec {
+    let size = afar_proto::message::Resize::default();
+    let terminal = afar_proto::message::Terminal {
+        name: "vt100".into(),
+        size,
+        modes: std::collections::BTreeMap::new(),
+    };
+    OpenSpec { terminal: Some(Box::new(terminal)), ..spec(command) }
+}
+
+/// W-5.13
+#[test]
+fn a_login_shell_has_a_dash_and_a_terminal_its_name() {
+    let shell = on_terminal(Command::Shell {});
+    let prepared = prepare(&shell, &grant(None), &user(), 0).unwrap();
+    let seen: Vec<&[u8]> = prepared.argv.iter().map(|word| word.as_bytes()).collect();
+    assert_eq!(seen, [b"-sh"]);
+    assert_eq!(prepared.program.as_bytes(), b"/bin/sh");
+    assert_eq!(entry(&prepared, "TERM"), Some(&b"vt100"[..]));
+    // Who names another one means it.
+    let named = OpenSpec { env: vec![("TERM".into(), "xterm".into())], ..shell };
+    let prepared = prepare(&named, &grant(None), &user(), 0).unwrap();
+    assert_eq!(entry(&prepared, "TERM"), Some(&b"xterm"[..]));
+}
+
+/// W-4.10
+#[test]
+fn a_terminal_is_held_against_the_grant() {
+    let mut no_pty = grant(None);
+    no_pty.restrictions.no_pty = true;
+    for command in [Command::Shell {}, argv(&["true"])] {
+        let refused = prepare(&on_terminal(command.clone()), &no_pty, &user(), 0);
+        assert_eq!(reason(refused), RefusalReason::Denied);
+        assert!(prepare(&spec(command), &no_pty, &user(), 0).is_ok());
+    }
+    // A key's own command is run in the place of a shell, and is told of none.
+    let prepared = prepare(&on_terminal(Command::Shell {}), &grant(Some("date")), &user(), 0);
+    let prepared = prepared.unwrap();
+    let seen: Vec<&[u8]> = prepared.argv.iter().map(|word| word.as_bytes()).collect();
+    assert_eq!(seen, [&b"sh"[..], b"-c", b"date"]);
+    assert_eq!(entry(&prepared, "SSH_ORIGINAL_COMMAND"), None);
+    assert_eq!(entry(&prepared, "TERM"), Some(&b"vt100"[..]));
+}

@@ -79,6 +79,7 @@ fn text(command: &Command) -> Result<Vec<u8>, Refused> {
         Command::Script(script) => script.0.clone(),
         Command::Argv(words) if words.is_empty() => return Err(invalid("the command is empty")),
         Command::Argv(words) => quote_argv(words.iter().map(|word| word.as_bytes())),
+        Command::Shell {} => return Err(invalid("a session is a shell already")),
     };
     if text.contains(&0) {
         return Err(invalid("the command holds a NUL byte"));
