@@ -15,6 +15,7 @@ use afar_server::launch::SOCKET_DIR;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::console::Verbosity;
+use crate::run::EscapeCharacter;
 pub(crate) use jobs::{
     AttachArgs, KillArgs, LastingArgs, LogsArgs, OnDisconnectWord, PsArgs, Range, RmArgs, Since,
     WaitArgs,
@@ -33,6 +34,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(Box<RunArgs>),
+    Shell(Box<ShellArgs>),
     Repl(ReplArgs),
     Ps(PsArgs),
     Logs(Box<LogsArgs>),
@@ -67,6 +69,7 @@ Examples:
   afar run --session s web -c 'make && ls'  is in /srv
   afar run local id                         this machine, through its supervisor
   afar run ssh://web make                   through ssh: nothing has to listen there
+  afar run -t web htop                      on a terminal like ours; ~? lists its escapes
   afar run -d web -- ./backup               leave it alone at once; prints TARGET/JOB
   afar run --id nightly-0412 web ./report   however often this is asked for: started once
 
@@ -160,6 +163,17 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "ID", value_parser = parse_id)]
     pub(crate) id: Option<JobId>,
 
+    /// Give it a terminal like ours: what it shows is its stdout, what is typed its stdin
+    #[arg(short = 't', overrides_with = "no_terminal", conflicts_with = "session")]
+    pub(crate) terminal: bool,
+
+    /// Give it no terminal, which is the default
+    #[arg(short = 'T', overrides_with = "terminal")]
+    pub(crate) no_terminal: bool,
+
+    #[command(flatten)]
+    pub(crate) escape: EscapeArgs,
+
     #[command(flatten)]
     pub(crate) lasting: LastingArgs,
 
@@ -173,6 +187,55 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
+}
+
+/// A login shell on another machine, on a terminal like ours
+///
+/// The shell is a job that lasts: a lost connection is made again, and what was typed meanwhile is
+/// sent then. Leaving it with ~. or ~d, or closing the window, lets it go on; `afar attach` returns to
+/// it, from another machine too, and `afar kill` ends it.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  afar shell web
+  afar shell --id work web                  asked for again, it is the same shell
+  afar ps web; afar attach web/3f2a         return to a shell that was left
+  afar run -t web vim notes                 a program on a terminal, without a shell
+
+Escapes, at the beginning of a line: ~. leaves, ~d leaves quietly, ~^Z stops afar until its shell
+continues it, ~? lists them, ~~ is the character itself.
+
+The terminal is told our TERM, size and modes; LANG, LC_* and COLORTERM go there too. Exit status: that
+of the shell; 0 behind ~d; 255 behind ~., and when afar itself fails.")]
+pub(crate) struct ShellArgs {
+    /// Where to run it
+    pub(crate) target: OsString,
+
+    /// Use DIR as the working directory, not the home directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<OsString>,
+
+    /// Set a variable over the login environment; may be repeated
+    #[arg(short = 'e', long = "env", value_name = "K=V", value_parser = Variable::parser())]
+    pub(crate) env: Vec<Variable>,
+
+    /// The job's id, in place of a random one: asked for again, it is the same shell
+    #[arg(long, value_name = "ID", value_parser = parse_id)]
+    pub(crate) id: Option<JobId>,
+
+    #[command(flatten)]
+    pub(crate) escape: EscapeArgs,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+/// How afar is spoken to at the terminal of a job.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct EscapeArgs {
+    /// What begins an escape at a terminal: a character, ^X, or none
+    #[arg(long, value_name = "CHAR", default_value = "~", value_parser = EscapeCharacter::parse)]
+    pub(crate) escape: EscapeCharacter,
 }
 
 /// A prompt: each line runs on another machine, in one shell

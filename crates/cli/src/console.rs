@@ -6,6 +6,7 @@ use afar_client::{Error, Started};
 use afar_sys::signals::Signal;
 
 use crate::exit::Exit;
+use crate::tty;
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,7 +23,9 @@ pub(crate) enum Verbosity {
 /// Says one line, in one write, so that the lines of several processes do not mix. What can't be
 /// said is lost: there is nowhere else to say it.
 pub(crate) fn say(line: &str) {
-    let _ = io::stderr().lock().write_all(format!("afar: {line}\n").as_bytes());
+    // A terminal in raw mode does nothing by itself.
+    let (begin, end) = if tty::is_raw() { ("\r", "\r\n") } else { ("", "\n") };
+    let _ = io::stderr().lock().write_all(format!("{begin}afar: {line}{end}").as_bytes());
 }
 
 /// Says that afar failed: what, in which phase, whether the command was started, what to do.

@@ -13,6 +13,7 @@ mod prompt;
 mod repl;
 mod run;
 mod settings;
+mod tty;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ fn dispatch(argv: Vec<OsString>) -> Exit {
     };
     match cli.command {
         Command::Run(args) => commands::run::cmd_run(*args),
+        Command::Shell(args) => commands::shell::cmd_shell(*args),
         Command::Repl(args) => commands::repl::cmd_repl(args),
         Command::Ps(args) => commands::ps::cmd_ps(&args),
         Command::Logs(args) => commands::logs::cmd_logs(*args),

@@ -5,9 +5,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use afar_proto::json::ByteString;
+use afar_proto::limits::TERMINAL_MODES_MAX;
 use afar_proto::message::{
-    Command as WireCommand, JobId, OnDisconnect, OpenSpec, Overflow, SessionName, SessionRef,
-    SessionScope,
+    Command as WireCommand, JobId, OnDisconnect, OpenSpec, Overflow, Resize, SessionName,
+    SessionRef, SessionScope, Terminal,
 };
 
 /// A command for another machine, as [`crate::Session::start`] takes it.
@@ -18,6 +19,7 @@ use afar_proto::message::{
 pub struct Command {
     what: WireCommand,
     session: Option<SessionRef>,
+    terminal: Option<Box<Terminal>>,
     cwd: Option<ByteString>,
     env: Vec<(ByteString, ByteString)>,
     merge: bool,
@@ -47,6 +49,12 @@ pub enum CommandError {
     /// Nobody would send the stdin of a job that is left at once.
     #[error("a command that is detached is sent no stdin")]
     DetachedStdin,
+    /// The commands of a session have no terminal.
+    #[error("a command in a session can't have a terminal")]
+    TerminalInSession,
+    /// Its name is empty or too long, or it has too many modes.
+    #[error("the terminal's name (TERM) is empty or too long, or it has too many modes")]
+    Terminal,
     /// The system gave no random bytes for the job's id.
     #[error("no random bytes for the job's id")]
     NoRandomness,
@@ -70,10 +78,18 @@ impl Command {
         Self::new(WireCommand::Script(bytes(script.as_ref())))
     }
 
+    /// The login shell of the user on the other side, as at a login. Without [`Command::terminal`] it
+    /// reads its commands from stdin.
+    #[must_use]
+    pub fn login_shell() -> Self {
+        Self::new(WireCommand::Shell {})
+    }
+
     fn new(what: WireCommand) -> Self {
         Self {
             what,
             session: None,
+            terminal: None,
             cwd: None,
             env: Vec::new(),
             merge: false,
@@ -113,6 +129,23 @@ impl Command {
     #[must_use]
     pub fn connection_session(self, name: SessionName) -> Self {
         self.in_session(SessionRef { name, scope: SessionScope::Connection })
+    }
+
+    /// Gives the command a terminal, in the place of three pipes: what it shows is its stdout, and what
+    /// is written to its stdin is typed. Not with a session.
+    ///
+    /// The end of stdin is typed too, as the key that the terminal has for it (Ctrl-D), if its programs
+    /// read lines.
+    #[must_use]
+    pub fn terminal(mut self, terminal: Terminal) -> Self {
+        self.terminal = Some(Box::new(terminal));
+        self
+    }
+
+    /// The size of the terminal that it gets, if it gets one.
+    #[must_use]
+    pub fn terminal_size(&self) -> Option<Resize> {
+        self.terminal.as_ref().map(|terminal| terminal.size)
     }
 
     fn in_session(mut self, session: SessionRef) -> Self {
@@ -237,6 +270,14 @@ impl Command {
         if self.detach && self.stdin {
             return Err(CommandError::DetachedStdin);
         }
+        if let Some(terminal) = &self.terminal {
+            if self.session.is_some() {
+                return Err(CommandError::TerminalInSession);
+            }
+            if !terminal.has_good_name() || terminal.modes.len() > TERMINAL_MODES_MAX {
+                return Err(CommandError::Terminal);
+            }
+        }
         for (name, _) in &self.env {
             if name.0.is_empty() || name.0.contains(&b'=') {
                 let name = String::from_utf8_lossy(&name.0).into_owned();
@@ -249,6 +290,7 @@ impl Command {
         };
         Ok(OpenSpec {
             session: self.session,
+            terminal: self.terminal,
             cwd: self.cwd,
             env: self.env,
             merge: self.merge,

@@ -19,7 +19,9 @@ use afar_net::driver::Driver;
 use afar_net::transport::AnyTransport;
 use afar_proto::connection::{Event, OpenError, Stream};
 use afar_proto::error::ConnectionError;
-use afar_proto::message::{Attached, FEATURE_SESSION, GoodbyeCode, KillQuery, Opened, Query};
+use afar_proto::message::{
+    Attached, FEATURE_SESSION, FEATURE_TERMINAL, GoodbyeCode, KillQuery, Opened, Query,
+};
 use afar_proto::outcome::RefusalReason;
 use afar_proto::{Channel, ChannelId};
 use tokio::sync::mpsc;
@@ -217,6 +219,9 @@ impl Dispatcher {
             Request::Signal { job, name } => self.with_job(job, |channel, state| {
                 state.signal(channel, name);
             }),
+            Request::Resize { job, size } => self.with_job(job, |channel, state| {
+                state.resize(channel, size);
+            }),
             Request::Stop { job, stream } => self.with_job(job, |channel, state| {
                 state.stop(channel, stream);
             }),
@@ -329,7 +334,9 @@ impl Dispatcher {
         }
         match event {
             Event::Ready(hello) => {
-                self.jobs.has_sessions = hello.features.iter().any(|name| name == FEATURE_SESSION);
+                let has = |feature| hello.features.iter().any(|name| name == feature);
+                self.jobs.has_sessions = has(FEATURE_SESSION);
+                self.jobs.has_terminals = has(FEATURE_TERMINAL);
                 self.jobs.handle_ready(hello.incarnation, self.outage.is_some());
                 if let Some(outage) = &mut self.outage {
                     outage.ready();
@@ -338,10 +345,15 @@ impl Dispatcher {
             Event::Opened { channel, opened } => self.handle_opened(channel, opened),
             Event::Attached { channel, attached } => self.handle_attached(channel, &attached),
             Event::Refused { channel, mut refused } => {
-                // Such a server has found no command in the request, and can't know why (`W-5.9`).
+                // Such a server has found no command in the request, and can't know why (`W-5.9`,
+                // `W-5.13`).
                 if !self.jobs.has_sessions && self.jobs.is_in_session(channel) {
                     refused.reason = RefusalReason::Unsupported;
                     "the server is of a version without sessions".clone_into(&mut refused.message);
+                }
+                if !self.jobs.has_terminals && self.jobs.has_terminal(channel) {
+                    refused.reason = RefusalReason::Unsupported;
+                    "the server is of a version without terminals".clone_into(&mut refused.message);
                 }
                 self.jobs.handle_refused(channel, refused);
             }

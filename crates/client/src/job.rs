@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use afar_proto::connection::Stream;
-use afar_proto::message::{Attached, JobId, Opened};
+use afar_proto::message::{Attached, JobId, Opened, Resize};
 use afar_proto::outcome::ExitReport;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Semaphore;
@@ -173,6 +173,12 @@ impl Job {
     /// signal that is pending (signal(7)); after the job's end it does nothing.
     pub fn signal(&self, name: &str) {
         self.requests.send(Request::Signal { job: self.key, name: name.to_owned() });
+    }
+
+    /// Tells the job's terminal another size. Before the job has started the last one is kept until
+    /// then, and while there is no link until there is one; a job without a terminal has none.
+    pub fn resize(&self, size: Resize) {
+        self.requests.send(Request::Resize { job: self.key, size });
     }
 
     /// Wants no more of an output stream. It is closed at its source: the command meets a closed

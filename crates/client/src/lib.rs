@@ -61,7 +61,7 @@ pub use afar_proto::classic::limits::READ_BYTES as CLASSIC_READ_BYTES;
 pub use afar_proto::connection::Stream;
 pub use afar_proto::message::{
     Attached, JobId, JobIdError, JobInfo, JobPage, JobState, OnDisconnect, Opened, Overflow,
-    SessionName, SessionNameError, StreamInfo,
+    Resize, SessionName, SessionNameError, StreamInfo, Terminal,
 };
 pub use afar_proto::outcome::{End, ExitReport, Phase, Receipt, SealDetail, Started};
 pub use attachment::{Attachment, JobRef};

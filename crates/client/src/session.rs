@@ -9,7 +9,7 @@ use afar_proto::ChannelId;
 use afar_proto::connection::Stream;
 use afar_proto::message::{
     Answer, Attach, JobId, JobInfo, JobPage, JobQuery, JobState as ListedState, KillQuery,
-    ListQuery, OpenSpec, Query,
+    ListQuery, OpenSpec, Query, Resize,
 };
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -59,6 +59,10 @@ pub(crate) enum Request {
     Signal {
         job: JobKey,
         name: String,
+    },
+    Resize {
+        job: JobKey,
+        size: Resize,
     },
     Stop {
         job: JobKey,

@@ -9,7 +9,7 @@ use afar_core::{duration, size};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 
-use super::ConnectArgs;
+use super::{ConnectArgs, EscapeArgs};
 
 /// What makes a job outlive its client, and what bounds it.
 #[derive(Args, Debug)]
@@ -190,7 +190,8 @@ Examples:
   afar attach web/3f2a
   afar attach --watch web/3f2a              only look: whoever is attached stays so
 
-Signals are passed on as with `afar run`. Three INT within a second leave, and the job goes on.")]
+Signals are passed on as with `afar run`. Three INT within a second leave, and the job goes on. A job
+with a terminal takes ours over, as with `afar shell`.")]
 pub(crate) struct AttachArgs {
     #[command(flatten)]
     pub(crate) job: JobArg,
@@ -202,6 +203,9 @@ pub(crate) struct AttachArgs {
     /// Send it nothing: our stdin is not read, and the job's is left as it is
     #[arg(short = 'n')]
     pub(crate) no_stdin: bool,
+
+    #[command(flatten)]
+    pub(crate) escape: EscapeArgs,
 
     /// Print events as JSON Lines in place of the output; see `afar run --help`
     #[arg(long)]

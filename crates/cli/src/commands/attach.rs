@@ -23,6 +23,7 @@ pub(crate) fn cmd_attach(args: AttachArgs) -> Exit {
         // It was there before us, and whoever only came to look at it does not end it.
         leaving: Leaving::Returns,
         job_name: job_name(&found.target, &args.connect),
+        escape: args.escape.escape,
     };
     let job = found.job.clone();
     found.show(if args.watch { Attachment::watch(job) } else { Attachment::take(job) }, options)

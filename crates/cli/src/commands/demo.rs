@@ -13,14 +13,18 @@ use crate::commands::{account, run, with_signals};
 use crate::console::{Verbosity, say};
 use crate::exit::Exit;
 use crate::prompt::TerminalPrompt;
-use crate::run::{JobName, Leaving, RunOptions, Signals, Wanted, execute, stdin_is_null};
+use crate::run::{
+    EscapeCharacter, JobName, Leaving, RunOptions, Signals, Wanted, execute, stdin_is_null,
+};
+use crate::tty;
 use place::Place;
 use server::Server;
 
 /// Sets everything up, runs the command as `run` would, and cleans up.
 pub(crate) fn cmd_demo(args: DemoArgs) -> Exit {
-    if args.argv.is_empty() && args.command.script.is_none() {
-        say("demo: a command is needed, such as `afar demo -- uname -a`");
+    if is_shell(&args) && !tty::is_at_keys() {
+        let why = "a command is needed where no terminal is, such as `afar demo -- uname -a`";
+        say(&format!("demo: {why}"));
         return Exit::Failed;
     }
     let verbosity = if args.quiet { Verbosity::Quiet } else { Verbosity::Normal };
@@ -32,6 +36,10 @@ pub(crate) fn cmd_demo(args: DemoArgs) -> Exit {
             Exit::Failed
         }
     })
+}
+
+fn is_shell(args: &DemoArgs) -> bool {
+    args.argv.is_empty() && args.command.script.is_none()
 }
 
 /// The text of an error says what could not be set up. Nothing else runs meanwhile, so waiting for
@@ -72,8 +80,14 @@ async fn demonstrate(
         argv: args.argv.iter().map(|word| word.clone().into_vec()).collect(),
         leaving: Leaving::Cancels,
         job_name: JobName::of(&target),
+        escape: EscapeCharacter::TILDE,
     };
-    let wanted = Wanted::Start(Box::new(run::command(args.command, args.argv)));
+    let command = if is_shell(&args) {
+        afar_client::Command::login_shell().terminal(tty::like_ours())
+    } else {
+        run::command(args.command, args.argv)
+    };
+    let wanted = Wanted::Start(Box::new(command));
     let exit = execute(&client, &target, wanted, options, signals).await;
     // In this order: what runs, then where it runs.
     drop(server);

@@ -15,6 +15,7 @@ pub(crate) mod repl;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod serve;
+pub(crate) mod shell;
 pub(crate) mod stdio;
 pub(crate) mod supervisor;
 pub(crate) mod trust;

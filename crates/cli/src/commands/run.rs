@@ -10,6 +10,7 @@ use crate::commands::{job_name, launch_supervisor, settle, with_signals};
 use crate::console::say_failure;
 use crate::exit::Exit;
 use crate::run::{Leaving, RunOptions, Wanted, execute, stdin_is_null};
+use crate::tty;
 
 /// Runs the command and ends as it did.
 pub(crate) fn cmd_run(args: RunArgs) -> Exit {
@@ -22,7 +23,8 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
     };
     let client = settings.client().launcher(launch_supervisor).build();
     let options = RunOptions {
-        stdin: !args.no_stdin && !args.lasting.detach && !stdin_is_null(),
+        // On a terminal the end of our stdin is something to be typed.
+        stdin: !args.no_stdin && !args.lasting.detach && (args.terminal || !stdin_is_null()),
         json: args.json,
         result: args.result,
         verbosity: args.connect.verbosity(),
@@ -33,8 +35,12 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
             None => Leaving::Cancels,
         },
         job_name: job_name(&target, &args.connect),
+        escape: args.escape.escape,
     };
     let mut command = command(args.command, args.argv).merge(args.merge);
+    if args.terminal {
+        command = on_our_terminal(command);
+    }
     // Those of the command line last: the last value of a name counts.
     for (name, value, _) in settings.env {
         command = command.env(name, value);
@@ -59,6 +65,12 @@ pub(crate) fn cmd_run(args: RunArgs) -> Exit {
     }
     let wanted = Wanted::Start(Box::new(lasting(command, &args.lasting)));
     with_signals(async |signals| execute(&client, &target, wanted, options, signals).await)
+}
+
+/// The command on a terminal like ours.
+pub(crate) fn on_our_terminal(command: Command) -> Command {
+    let on_terminal = command.terminal(tty::like_ours());
+    tty::locale().fold(on_terminal, |command, (name, value)| command.env(name, value))
 }
 
 /// The command with what makes it outlive its client, and what bounds it.

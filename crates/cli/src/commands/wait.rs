@@ -5,7 +5,7 @@ use afar_client::Attachment;
 use crate::args::WaitArgs;
 use crate::commands::{FoundJob, job_name};
 use crate::exit::Exit;
-use crate::run::{Leaving, RunOptions};
+use crate::run::{EscapeCharacter, Leaving, RunOptions};
 
 /// Waits for the job. A signal is for this program, not for the job.
 pub(crate) fn cmd_wait(args: WaitArgs) -> Exit {
@@ -14,6 +14,7 @@ pub(crate) fn cmd_wait(args: WaitArgs) -> Exit {
         Err(exit) => return exit,
     };
     let options = RunOptions {
+        escape: EscapeCharacter(None),
         stdin: false,
         json: false,
         result: args.result.result,

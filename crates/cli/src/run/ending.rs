@@ -88,6 +88,13 @@ impl Ending {
         Self { outcome, error: None, exit: Exit::Status(0), remark: None, detached: true }
     }
 
+    /// The user has left the job, on purpose, to return to it. `place` is what other commands call it.
+    pub(super) fn put_aside(target: &str, known: &Known, place: &str) -> Self {
+        let line = format!("left; `afar attach {place}` returns to it");
+        let remark = Some(Remark { line, wanted: Verbosity::Normal });
+        Self { remark, ..Self::detached(target, &known.job, known.started_at_us) }
+    }
+
     /// The same for who only looked on: this program ends as the signal ends any.
     pub(super) fn gone(left: Self, signal: Signal) -> Self {
         Self { exit: Exit::Signal(signal), remark: None, detached: true, ..left }

@@ -48,7 +48,7 @@ impl Runner<'_> {
         let left = match leaving {
             _ if self.known.is_none() => Left::Unanswered,
             _ if self.has_exited() => Left::Ended,
-            Leaving::Returns | Leaving::AtOnce if away => Left::AwayFromAnothers,
+            Leaving::Returns if away => Left::AwayFromAnothers,
             Leaving::Keeps | Leaving::Returns | Leaving::AtOnce => Left::Alone,
             // Dropping the job cancels it, but there is nobody who could be told.
             Leaving::Cancels if away => Left::Away,
@@ -97,7 +97,7 @@ impl Runner<'_> {
             };
             match step {
                 Step::Event(Some(event)) => self.handle_event(event),
-                Step::Event(None) | Step::Output => {}
+                Step::Event(None) | Step::Output | Step::AtTerminal(_) => {}
                 Step::Signal(_) => {
                     return Some(match self.has_exited() {
                         true => Left::Ended,

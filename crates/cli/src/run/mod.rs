@@ -4,8 +4,11 @@
 //! Blocking reads and writes of inherited descriptors happen on threads of their own, so that a
 //! stopped reader of our stdout stops neither the connection's keepalives nor Ctrl-C.
 
+mod at_terminal;
 mod ending;
+mod escapes;
 mod events;
+mod keys;
 mod leaving;
 mod output;
 mod report;
@@ -14,6 +17,7 @@ mod signals;
 mod status_line;
 mod stdin;
 
+pub(crate) use escapes::EscapeCharacter;
 pub(crate) use leaving::Leaving;
 pub(crate) use output::Output;
 pub(crate) use report::{gap_line, note_line, say_end};
@@ -24,8 +28,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use afar_client::{
-    Attached, Attachment, Client, Command, Error, ExitReport, Job, JobEvent, JobId, Phase, Session,
-    Started, Stream, Target,
+    Attached, Attachment, Client, Command, Error, ExitReport, Job, JobEvent, JobId, Phase, Resize,
+    Session, Started, Stream, Target,
 };
 
 use afar_sys::signals::Signal;
@@ -33,6 +37,8 @@ use afar_sys::signals::Signal;
 use crate::console::{self, Verbosity, say};
 use crate::exit::Exit;
 use crate::prompt;
+use crate::tty;
+use at_terminal::{AtTerminal, Happening, WayOut};
 use ending::{Ending, Remark};
 use result_file::ResultFile;
 use signals::{Action, ends_a_program};
@@ -53,6 +59,8 @@ pub(crate) struct RunOptions {
     pub(crate) leaving: Leaving,
     /// How a job is named for other commands.
     pub(crate) job_name: JobName,
+    /// What begins an escape, where the job has a terminal and somebody sits at ours.
+    pub(crate) escape: EscapeCharacter,
 }
 
 /// Says how a job of this id is named for other commands.
@@ -101,6 +109,10 @@ pub(crate) async fn execute(
             return Exit::Failed;
         }
     };
+    let asked_size = match &wanted {
+        Wanted::Start(command) => command.terminal_size(),
+        Wanted::Attach(_) => None,
+    };
     // What may have been started has a name, even if nobody answers.
     let started_as = match &mut wanted {
         Wanted::Start(command) => match command.settle_id() {
@@ -129,6 +141,8 @@ pub(crate) async fn execute(
                     target: target.to_string(),
                     known: None,
                     status_line: StatusLine::new(&target.to_string(), options.verbosity),
+                    asked_size,
+                    at_terminal: None,
                     ending: None,
                     local_failure: None,
                 };
@@ -177,6 +191,10 @@ struct Runner<'a> {
     /// `Some` iff the server said that there is such a job.
     known: Option<Known>,
     status_line: StatusLine,
+    /// The size of the terminal that was asked for, if one was.
+    asked_size: Option<Resize>,
+    /// `Some` while our terminal is the job's.
+    at_terminal: Option<AtTerminal>,
     ending: Option<Ending>,
     /// Output that could not be delivered here, for another reason than a reader who went away.
     local_failure: Option<String>,
@@ -203,16 +221,18 @@ impl Runner<'_> {
                 return self.with_local_failure(ending);
             }
             let away = self.status_line.is_away();
-            let Self { job, output, signals, ending, .. } = &mut self;
+            let Self { job, output, signals, ending, at_terminal, .. } = &mut self;
             let step = match job.as_mut().filter(|_| ending.is_none() && output.has_room()) {
                 Some(job) => tokio::select! {
                     event = job.next() => Step::Event(event),
                     action = signals.next(away) => Step::Signal(action),
                     () = output.changed() => Step::Output,
+                    happening = at_terminal::next(at_terminal) => Step::AtTerminal(happening),
                 },
                 None => tokio::select! {
                     action = signals.next(away) => Step::Signal(action),
                     () = output.changed() => Step::Output,
+                    happening = at_terminal::next(at_terminal) => Step::AtTerminal(happening),
                 },
             };
             match step {
@@ -230,6 +250,11 @@ impl Runner<'_> {
                 }
                 Step::Signal(Action::Leave) => return self.leave().await,
                 Step::Output => {}
+                Step::AtTerminal(happening) => match self.happen(happening) {
+                    None => {}
+                    Some(WayOut::Leave) => return self.leave().await,
+                    Some(WayOut::Detach) => return self.detach(),
+                },
             }
         }
     }
@@ -261,11 +286,14 @@ impl Runner<'_> {
                     self.status_line.say(self.output, &line);
                 }
                 let started_at_us = Some(opened.started_at_us);
-                self.begin(Known { job: opened.job, started_at_us, exit: None });
+                let terminal = self.asked_size.is_some();
+                self.begin(Known { job: opened.job, started_at_us, exit: None }, terminal);
             }
             JobEvent::Attached(attached) => {
-                let Attached { job, started_at_us, .. } = attached;
-                self.begin(Known { job, started_at_us, exit: None });
+                let Attached { job, started_at_us, terminal, .. } = attached;
+                // Whose terminal it was had perhaps another size.
+                self.asked_size = None;
+                self.begin(Known { job, started_at_us, exit: None }, terminal);
             }
             JobEvent::Output(chunk) if !self.options.json => {
                 self.output.push(chunk.stream, chunk.bytes);
@@ -295,8 +323,11 @@ impl Runner<'_> {
         }
     }
 
-    fn begin(&mut self, known: Known) {
+    fn begin(&mut self, known: Known, terminal: bool) {
         self.known = Some(known);
+        if terminal && self.options.stdin && !self.options.json && tty::is_at_keys() {
+            return self.begin_at_terminal();
+        }
         // There is none unless ours is wanted: to drop it would end the job's.
         if let Some(stdin) = self.job.as_mut().and_then(Job::take_stdin) {
             // Not before the command has started: what was read for nothing is lost.
@@ -354,6 +385,7 @@ enum Step {
     Event(Option<JobEvent>),
     Signal(Action),
     Output,
+    AtTerminal(Happening),
 }
 
 /// Says how it ended, writes the outcome where it is wanted, and picks the exit status.

@@ -21,6 +21,7 @@ use rustix::termios::isatty;
 use tokio::sync::Notify;
 
 use super::stdin::is_null_device;
+use crate::tty;
 
 /// What may wait here, by its cost, before no more of the job's events are taken.
 const QUEUED_COST_MAX: usize = 1024 * 1024;
@@ -92,7 +93,11 @@ impl Output {
         let ends_line = self.is_terminal(Stream::Stderr) && !same_line && self.mid_line;
         self.mid_line &= !ends_line;
         let before = if ends_line { "\r\n" } else { "" };
-        self.enqueue(Stream::Stderr, format!("{before}{text}").into());
+        let mut text = format!("{before}{text}");
+        if tty::is_raw() {
+            text = text.replace('\n', "\r\n");
+        }
+        self.enqueue(Stream::Stderr, text.into());
     }
 
     fn is_terminal(&mut self, stream: Stream) -> bool {

@@ -20,6 +20,8 @@ const ERASE: &str = "\r\x1b[K";
 enum Style {
     /// A line that is taken back when there is a connection again.
     Line,
+    /// The lowest line of the screen, which is the job's.
+    Screen,
     /// A line for each change.
     Log,
     Nothing,
@@ -48,6 +50,13 @@ impl StatusLine {
         Self { target: target.to_owned(), style, away: None }
     }
 
+    /// The screen shows what the job has drawn there, and its cursor.
+    pub(super) fn on_screen(&mut self) {
+        if self.style == Style::Line {
+            self.style = Style::Screen;
+        }
+    }
+
     /// Whether there is no connection, as far as was told.
     pub(super) fn is_away(&self) -> bool {
         self.away.is_some()
@@ -57,7 +66,9 @@ impl StatusLine {
     pub(crate) fn show(&mut self, output: &mut Output, cause: &str) {
         self.away = Some(cause.to_owned());
         match self.style {
-            Style::Line => output.push_own(&self.line(), false),
+            Style::Line | Style::Screen => {
+                output.push_own(&self.line(), self.style == Style::Screen)
+            }
             Style::Log => {
                 let line = format!("afar: {}: {cause}; reconnecting\n", self.target);
                 output.push_own(&line, false);
@@ -73,6 +84,7 @@ impl StatusLine {
         }
         match self.style {
             Style::Line => output.push_own(ERASE, true),
+            Style::Screen => output.push_own(&at_bottom(""), true),
             Style::Log => {
                 output.push_own(&format!("afar: {}: connected again\n", self.target), false);
             }
@@ -82,7 +94,10 @@ impl StatusLine {
 
     /// Says a line that stays, above this one if it is shown.
     pub(crate) fn say(&self, output: &mut Output, line: &str) {
-        if self.is_away() && self.style == Style::Line {
+        if self.style == Style::Screen {
+            // The lowest line is the only one that can be had without breaking what the job has drawn.
+            output.push_own(&at_bottom(&format!("\x1b[7mafar: {line}")), true);
+        } else if self.is_away() && self.style == Style::Line {
             output.push_own(&format!("{ERASE}afar: {line}\r\n{}", self.line()), true);
         } else {
             output.push_own(&format!("afar: {line}\n"), false);
@@ -93,8 +108,20 @@ impl StatusLine {
         let cause = self.away.as_deref().unwrap_or_default();
         let columns = afar_sys::terminal::window_size(io::stderr()).map_or(0, |size| size.columns);
         let text = format!("afar: reconnecting to {}: {cause}", self.target);
-        format!("{ERASE}{}", fitting(&text, columns))
+        match self.style {
+            Style::Screen => {
+                let text = format!("{text} (~. leaves)");
+                at_bottom(&format!("\x1b[7m{}", fitting(&text, columns)))
+            }
+            _ => format!("{ERASE}{}", fitting(&text, columns)),
+        }
     }
+}
+
+/// A text in the lowest line of the screen, with the cursor where it was afterwards (DECSC, CUP, EL, SGR,
+/// DECRC).
+fn at_bottom(text: &str) -> String {
+    format!("\x1b7\x1b[999;1H\x1b[0m\x1b[2K{text}\x1b[0m\x1b8")
 }
 
 /// As much of a text as fits into one line: what wraps is not erased with its line.

@@ -76,7 +76,8 @@ fn copy(mut stdin: Stdin, runtime: &tokio::runtime::Handle) -> io::Result<()> {
     }
 }
 
-fn wait_readable() -> io::Result<()> {
+/// Waits until there is something to be read.
+pub(super) fn wait_readable() -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, poll};
     let stdin = rustix::stdio::stdin();
     match poll(&mut [PollFd::new(&stdin, PollFlags::IN)], None) {

@@ -7,7 +7,7 @@ use afar_proto::connection::{OpenError, ResumeStream, Stream, Verdict};
 use afar_proto::error::ConnectionError;
 use afar_proto::gaps::Gaps;
 use afar_proto::message::{
-    Attach, AttachOffset, Attached, Incarnation, JobId, OpenSpec, Opened, Refused, Retry,
+    Attach, AttachOffset, Attached, Incarnation, JobId, OpenSpec, Opened, Refused, Resize, Retry,
     SessionName, SessionScope,
 };
 use afar_proto::outcome::{End, ExitReport, Phase, RefusalReason, Seal, Started};
@@ -68,6 +68,10 @@ pub(crate) struct JobState {
     input: Input,
     own_session: Option<SessionName>,
     in_session: bool,
+    /// Whether it was asked for with a terminal.
+    terminal: bool,
+    /// The terminal's size, if it was told since the request.
+    size: Option<Resize>,
     /// Whether its session's shell is another one than it would expect.
     fresh_session: bool,
     detach: bool,
@@ -104,6 +108,7 @@ impl JobState {
         let mut state = Self::new(spec.job.clone(), wires);
         state.own_session = own_session;
         state.in_session = session.is_some();
+        state.terminal = spec.terminal.is_some();
         state.detach = spec.detach;
         state.has_stdin = spec.stdin;
         state.asked = Asked::Open { spec: Box::new(spec), sent: None };
@@ -136,6 +141,8 @@ impl JobState {
             input: Input::default(),
             own_session: None,
             in_session: false,
+            terminal: false,
+            size: None,
             fresh_session: false,
             detach: false,
             has_stdin: true,
@@ -159,6 +166,10 @@ impl JobState {
 
     pub(super) fn is_in_session(&self) -> bool {
         self.in_session
+    }
+
+    pub(super) fn has_terminal(&self) -> bool {
+        self.terminal
     }
 
     /// The session that the job is in, if that is one of its connection.
@@ -288,6 +299,14 @@ impl JobState {
         }
     }
 
+    pub(super) fn resize(&mut self, channel: Option<Channel<'_>>, size: Resize) {
+        self.size = Some(size);
+        // A server has nothing to resize before the start.
+        if let Some(mut channel) = channel.filter(|_| self.started) {
+            channel.resize(size);
+        }
+    }
+
     pub(super) fn stop(&mut self, channel: Option<Channel<'_>>, stream: Stream) {
         if !self.stopped.contains(&stream) {
             self.stopped.push(stream);
@@ -343,7 +362,8 @@ impl JobState {
             Some(offset) if again => {
                 self.input.rewind(offset).map_err(|_| "input that was not kept is asked for")?;
             }
-            Some(offset) if asked_to_start => self.input.repeat(offset),
+            // What is typed now is not what was typed then.
+            Some(offset) if asked_to_start && !self.terminal => self.input.repeat(offset),
             Some(offset) => self.input.begin(offset),
             None => self.close_stdin(),
         }
@@ -386,6 +406,9 @@ impl JobState {
 
     fn go_on(&mut self, channel: Option<Channel<'_>>) {
         let Some(mut channel) = channel else { return };
+        if let Some(size) = self.size {
+            channel.resize(size);
+        }
         for name in std::mem::take(&mut self.signals) {
             channel.signal(&name);
         }

@@ -68,6 +68,8 @@ pub(super) struct Jobs {
     pub(super) ready: bool,
     /// Whether the present one has said that it has sessions.
     pub(super) has_sessions: bool,
+    /// Whether it has said that it has terminals.
+    pub(super) has_terminals: bool,
     /// The life of the supervisor at the other end of the present connection, if it said so.
     pub(super) incarnation: Option<Incarnation>,
     /// Sessions of the connection's own that were used on the present connection.
@@ -86,6 +88,7 @@ impl Jobs {
             waiting_queries: Vec::new(),
             ready: false,
             has_sessions: false,
+            has_terminals: false,
             incarnation: None,
             own_sessions: BTreeSet::new(),
             lost_sessions: BTreeSet::new(),
@@ -135,6 +138,11 @@ impl Jobs {
     pub(super) fn is_in_session(&self, channel: ChannelId) -> bool {
         let state = self.keys.get(&channel).and_then(|key| self.states.get(key));
         state.is_some_and(|(_, state)| state.is_in_session())
+    }
+
+    pub(super) fn has_terminal(&self, channel: ChannelId) -> bool {
+        let state = self.keys.get(&channel).and_then(|key| self.states.get(key));
+        state.is_some_and(|(_, state)| state.has_terminal())
     }
 
     /// A job was started. If that was in a session of the connection's own, and the one of that name
