@@ -127,6 +127,7 @@ mod tests {
 
     /// In a child, whose stdin is the terminal: a hook and a static are of the whole process.
     #[test]
+    #[expect(clippy::exit, reason = "the child must end without a drop")]
     fn raw_mode_is_left_when_a_thread_panics() {
         if env::var_os(CHILD).is_some() {
             let _raw = RawTerminal::enter().unwrap();

@@ -41,6 +41,7 @@ pub mod process;
 mod proxy;
 pub mod raw;
 mod reaper;
+mod screen;
 mod sshd;
 mod terminal;
 
@@ -55,6 +56,7 @@ pub use home::Home;
 pub use host::{Host, HostBuilder};
 pub use process::{Memory, Process};
 pub use proxy::{Direction, Proxy};
+pub use screen::Screen;
 pub use sshd::Sshd;
 pub use terminal::Terminal;
 

@@ -67,7 +67,7 @@ impl StatusLine {
         self.away = Some(cause.to_owned());
         match self.style {
             Style::Line | Style::Screen => {
-                output.push_own(&self.line(), self.style == Style::Screen)
+                output.push_own(&self.line(), self.style == Style::Screen);
             }
             Style::Log => {
                 let line = format!("afar: {}: {cause}; reconnecting\n", self.target);
