@@ -1,10 +1,10 @@
 //! What a server does that has run out of something.
 
 use std::io::Read as _;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use afar_e2e::{Account, Home, Host, can_make_accounts};
+use afar_e2e::{Account, DEADLINE, Home, Host, can_make_accounts};
 use serde_json::json;
 
 #[test]
@@ -19,7 +19,13 @@ fn fault_61_without_a_descriptor_whoever_comes_is_told_at_once_and_it_recovers()
     let read = last.read(&mut [0]);
     assert!(matches!(read, Ok(0)) || read.is_err_and(|error| is_reset(&error)));
     assert!(host.log().contains("cannot accept a connection"), "{}", host.log());
-    drop(silent);
+    // Each is waited for until the server has let go of it.
+    silent.iter().for_each(|stream| stream.shutdown(Shutdown::Write).unwrap_or_default());
+    for mut stream in silent {
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let read = stream.read_to_end(&mut Vec::new());
+        assert!(read.as_ref().map_or_else(is_reset, |_| true), "{read:?}");
+    }
     host.script("echo back").output().success();
 }
 
