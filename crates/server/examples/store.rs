@@ -104,7 +104,7 @@ async fn measure() -> Result<()> {
 async fn spool(archive: &mut Archive) -> Result<()> {
     let key = key(JOBS)?;
     begin(archive, &key)?;
-    let mut writer = archive.spool(&key, [0, 0]).ok_or("it was begun")?;
+    let mut writer = archive.spool(archive.entry(&key).ok_or("it was begun")?, [0, 0]);
     let piece = Bytes::from(vec![b'x'; 64 * 1024]);
     let mut offset = 0;
     let started = Instant::now();

@@ -394,33 +394,28 @@ impl Archive {
         }
     }
 
-    /// A spool for a job that was begun; `from` is where the output begins that it gets.
+    /// A spool for a job that was begun; `from` is where the output begins that it gets. The journal's
+    /// entry is the caller's to keep: the journal lets go of a job that has ended.
     #[must_use]
-    pub fn spool(&self, key: &JobKey, from: [u64; 2]) -> Option<SpoolWriter> {
-        let entry = self.entry(key)?;
-        Some(self.spools.create(&entry.intended.spool, from, entry.to_file()))
+    pub fn spool(&self, entry: &Entry, from: [u64; 2]) -> SpoolWriter {
+        self.spools.create(&entry.intended.spool, from, entry.to_file())
     }
 
     /// The spool of a job that goes on after an upgrade.
     ///
     /// # Errors
     /// Its directory can't be read.
-    pub fn resume_spool(
-        &self,
-        key: &JobKey,
-        from: [u64; 2],
-    ) -> Result<Option<SpoolWriter>, StoreError> {
-        let Some(entry) = self.entry(key) else { return Ok(None) };
-        self.spools.resume(&entry.intended.spool, from, entry.to_file()).map(Some)
+    pub fn resume_spool(&self, entry: &Entry, from: [u64; 2]) -> Result<SpoolWriter, StoreError> {
+        self.spools.resume(&entry.intended.spool, from, entry.to_file())
     }
 
     /// Ends the spool of a job that has ended. The answer says when all of it is on the disk.
     pub fn finish_spool(
         &self,
-        key: &JobKey,
+        entry: &Entry,
         writer: SpoolWriter,
     ) -> oneshot::Receiver<Result<(), SpoolFailure>> {
-        writer.finish(self.entry(key).map(Entry::to_file).unwrap_or_default())
+        writer.finish(entry.to_file())
     }
 
     /// The reader of a spool that is still written.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use afar_core::job::{
     AttachRequest, AttachmentId, Cause, Decision, Digest, JobKey, Register, Retry, Vouch,
 };
+use afar_core::journal::Entry as Journaled;
 use afar_proto::Instant;
 use afar_proto::message::{Incarnation, JobId, JobInfo, OpenSpec, Refused};
 use afar_proto::outcome::{End, Phase, RefusalReason, Seal, Started};
@@ -88,6 +89,8 @@ pub(super) struct Remains {
 pub(super) struct Spooled {
     pub(super) name: String,
     pub(super) writer: SpoolWriter,
+    /// What the journal said of it when it ended.
+    pub(super) journaled: Box<Journaled>,
     /// Whether somebody may still want what it has.
     pub(super) needed: bool,
 }
@@ -273,24 +276,32 @@ impl Jobs {
         self.end(key, Life::Refused(Rc::new(refused.clone())));
     }
 
-    /// A job is over: this is its last word, which is told behind this.
-    pub(super) fn sealed(&self, key: &JobKey, seal: &Seal, info: &JobInfo) {
-        if let Some(mut archive) = self.archive() {
-            archive.ended(seal, info, key, None);
-        }
+    /// A job is over: this is its last word, which is told behind this. Gives what the journal says of the
+    /// job, which it soon need not remember, as long as there is output to be kept.
+    pub(super) fn sealed(
+        &self,
+        key: &JobKey,
+        seal: &Seal,
+        info: &JobInfo,
+    ) -> Option<Box<Journaled>> {
+        let mut archive = self.archive()?;
+        archive.ended(seal, info, key, None);
+        archive.entry(key).cloned().map(Box::new)
     }
 
-    /// A spool for the output of a job from these offsets on, with its name and its reader.
+    /// A spool for the output of a job from these offsets on, with its name and its reader. `ended` is what
+    /// the journal said of it when it ended, if it has.
     pub(super) fn spool(
         &self,
         key: &JobKey,
+        ended: Option<&Journaled>,
         from: [u64; 2],
     ) -> Option<(String, SpoolWriter, SpoolReader)> {
         let archive = self.archive()?;
-        let name = archive.entry(key)?.intended.spool.clone();
-        let writer = archive.spool(key, from)?;
+        let entry = ended.or_else(|| archive.entry(key))?;
+        let writer = archive.spool(entry, from);
         let reader = archive.reader_of(&writer);
-        Some((name, writer, reader))
+        Some((entry.intended.spool.clone(), writer, reader))
     }
 
     /// The spool of a job that goes on after an upgrade.
@@ -300,16 +311,14 @@ impl Jobs {
     pub(super) fn resume_spool(
         &self,
         key: &JobKey,
+        ended: Option<&Journaled>,
         from: [u64; 2],
     ) -> io::Result<Option<(String, SpoolWriter, SpoolReader)>> {
         let Some(archive) = self.archive() else { return Ok(None) };
-        let Some(entry) = archive.entry(key) else { return Ok(None) };
-        let name = entry.intended.spool.clone();
-        let resumed = archive.resume_spool(key, from).map_err(io::Error::other)?;
-        Ok(resumed.map(|writer| {
-            let reader = archive.reader_of(&writer);
-            (name, writer, reader)
-        }))
+        let Some(entry) = ended.or_else(|| archive.entry(key)) else { return Ok(None) };
+        let writer = archive.resume_spool(entry, from).map_err(io::Error::other)?;
+        let reader = archive.reader_of(&writer);
+        Ok(Some((entry.intended.spool.clone(), writer, reader)))
     }
 
     /// The reader of what is kept of a job that has ended. It looks into one directory, at once.
@@ -329,11 +338,11 @@ impl Jobs {
     ) {
         let live = self.register.borrow().find(key).is_some_and(|entry| entry.life.is_live());
         if let Some(mut archive) = self.archive().filter(|_| live)
-            && let Some(Spooled { name, writer, needed }) = spooling
+            && let Some(Spooled { name, writer, journaled, needed }) = spooling
         {
             archive.kept(key, &name, remains.info.keep_until_us.unwrap_or_default());
             // Nobody waits for it: whoever reads it finds what is there.
-            drop(archive.finish_spool(key, writer));
+            drop(archive.finish_spool(&journaled, writer));
             if !needed {
                 archive.released(key);
             }
@@ -666,4 +675,4 @@ pub(super) fn refused(reason: RefusalReason, message: &str) -> Refused {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -107,7 +107,8 @@ impl Keeper {
         self.signs.is_remaking.load(Ordering::Acquire)
     }
 
-    /// Whether ids are about to be lost: they are when [`forgot`](Self::forgot) was called. Said once.
+    /// Whether ids are about to be lost: they are when the journal vouches for them no more
+    /// ([`teller`](Self::teller)). Said once.
     pub(super) fn is_forgetting(&self) -> bool {
         self.signs.is_forgetting.swap(false, Ordering::AcqRel)
     }

@@ -185,12 +185,12 @@ async fn ids(archive: &mut Archive) -> Vec<String> {
 
 /// Writes so many bytes to the spool of a job and ends it.
 async fn spool(archive: &Archive, id: &str, count: usize) {
-    let mut writer = archive.spool(&key(id), [0, 0]).unwrap();
+    let mut writer = archive.spool(archive.entry(&key(id)).unwrap(), [0, 0]);
     for (number, piece) in (0..).zip(vec![b'x'; count].chunks(500)) {
         let Room::For(_) = writer.room() else { panic!("{:?}", writer.room()) };
         writer.append(Stream::Stdout, number * 500, number, Bytes::copy_from_slice(piece));
     }
-    archive.finish_spool(&key(id), writer).await.unwrap().unwrap();
+    archive.finish_spool(archive.entry(&key(id)).unwrap(), writer).await.unwrap().unwrap();
 }
 
 fn kept_bytes(archive: &Archive, job: &EndedJob) -> usize {
@@ -279,7 +279,7 @@ async fn after_an_upgrade_nothing_is_lost() {
     let rig = Rig::new();
     let OpenedArchive { mut archive, .. } = rig.open(100);
     start(&mut archive, "a", 101);
-    let mut writer = archive.spool(&key("a"), [5, 0]).unwrap();
+    let mut writer = archive.spool(archive.entry(&key("a")).unwrap(), [5, 0]);
     writer.append(Stream::Stdout, 5, 0, Bytes::from_static(b"before "));
     while poll_fn(|context| writer.poll_event(context)).await
         != (SpoolEvent::Written { to: [12, 0], kept_from: [5, 0] })
@@ -289,9 +289,9 @@ async fn after_an_upgrade_nothing_is_lost() {
     let OpenedArchive { mut archive, lost, .. } = rig.open_as(None, 200);
     assert!(lost.is_empty());
     assert_eq!((archive.incarnation(), archive.unfinished().count()), ("i100", 1));
-    let mut writer = archive.resume_spool(&key("a"), [5, 0]).unwrap().unwrap();
+    let mut writer = archive.resume_spool(archive.entry(&key("a")).unwrap(), [5, 0]).unwrap();
     writer.append(Stream::Stdout, 12, 1, Bytes::from_static(b"after"));
-    archive.finish_spool(&key("a"), writer).await.unwrap().unwrap();
+    archive.finish_spool(archive.entry(&key("a")).unwrap(), writer).await.unwrap().unwrap();
     end(&mut archive, "a", 201, 17, Some(us(1000)));
     let job = archive.lookup(&key("a")).unwrap().unwrap();
     let mut reader = archive.spools().reader(job.spool.as_deref().unwrap()).unwrap().unwrap();
@@ -353,7 +353,7 @@ async fn a_rest_that_is_spooled_after_the_end_is_found() {
     let OpenedArchive { mut archive, .. } = rig.open(100);
     for (id, settled) in [("a", false), ("b", true)] {
         start(&mut archive, id, 101);
-        let writer = archive.spool(&key(id), [0, 0]).unwrap();
+        let writer = archive.spool(archive.entry(&key(id)).unwrap(), [0, 0]);
         let name = archive.entry(&key(id)).unwrap().intended.spool.clone();
         end(&mut archive, id, 102, 4, None);
         if settled {
@@ -361,7 +361,7 @@ async fn a_rest_that_is_spooled_after_the_end_is_found() {
         }
         let mut writer = writer;
         writer.append(Stream::Stdout, 0, 0, Bytes::from_static(b"rest"));
-        archive.finish_spool(&key(id), writer).await.unwrap().unwrap();
+        archive.finish_spool(archive.entry(&key(id)).unwrap(), writer).await.unwrap().unwrap();
         archive.kept(&key(id), &name, us(9000));
         settle(&mut archive, 104).await;
         let job = archive.lookup(&key(id)).unwrap().unwrap();
@@ -647,9 +647,9 @@ async fn output_of_no_job_is_removed_and_that_of_a_running_one_is_not() {
     let strange = rig.path().join("spool/notes");
     std::fs::create_dir(&strange).unwrap();
     start(&mut archive, "runs", 101);
-    let mut writer = archive.spool(&key("runs"), [0, 0]).unwrap();
+    let mut writer = archive.spool(archive.entry(&key("runs")).unwrap(), [0, 0]);
     writer.append(Stream::Stdout, 0, 0, Bytes::from_static(b"output"));
-    archive.finish_spool(&key("runs"), writer).await.unwrap().unwrap();
+    archive.finish_spool(archive.entry(&key("runs")).unwrap(), writer).await.unwrap().unwrap();
     settle(&mut archive, 102).await;
     assert!(!nobodys.exists());
     assert!(strange.exists(), "what is named otherwise is none of ours");
@@ -781,7 +781,7 @@ async fn fault_62_a_thread_that_could_not_be_had_is_tried_for_again() {
     begin(&mut archive, "b", 101);
     DENIED.set(1);
     // Output is not kept: it is said, so that nobody waits for it.
-    let refused = archive.spool(&key("a"), [0; 2]).unwrap();
+    let refused = archive.spool(archive.entry(&key("a")).unwrap(), [0; 2]);
     assert_eq!(refused.room(), Room::Failed);
     spool(&archive, "b", 10).await;
     end(&mut archive, "a", 102, 0, None);

@@ -21,6 +21,7 @@ use afar_core::job::{
     Action, AttachError, AttachRequest, AttachedAt, AttachmentId, Cause, Exited, JobKey, Leave,
     Machine, Settings, SpoolState, Told,
 };
+use afar_core::journal::Entry as Journaled;
 use afar_core::policy::original_command;
 use afar_proto::connection::Stream;
 use afar_proto::message::{
@@ -76,6 +77,8 @@ pub(super) struct Job {
     timer: Pin<Box<tokio::time::Sleep>>,
     /// Whether its last word was written down.
     archived: bool,
+    /// What the journal said of it then.
+    journaled: Option<Box<Journaled>>,
     /// Whether nobody is to see it any more once it is over.
     removed: bool,
     /// Whether it stands still, for an upgrade.
@@ -120,6 +123,7 @@ impl Job {
             resize: None,
             timer: Box::pin(tokio::time::sleep_until(started)),
             archived: false,
+            journaled: None,
             removed: false,
             frozen: false,
             stay: Stay::new(supervisor, Why::Running),
@@ -153,6 +157,7 @@ impl Job {
             resize: None,
             timer: Box::pin(tokio::time::sleep_until(now)),
             archived: true,
+            journaled: None,
             removed: false,
             frozen: false,
             stay: Stay::new(supervisor, Why::Kept),
@@ -188,7 +193,10 @@ impl Job {
         } else if let Some(seal) = self.machine.seal().cloned() {
             let needed = !self.machine.is_confirmed();
             let remains = Remains { info: self.described(), seal, spool: None };
-            let spooled = self.spool.and_then(|spool| spool.into_spooled(needed));
+            let spooled = self
+                .spool
+                .zip(self.journaled)
+                .and_then(|(spool, journaled)| spool.into_spooled(journaled, needed));
             jobs.ended(&self.key, remains, spooled, self.removed);
         }
     }
@@ -617,7 +625,8 @@ impl Job {
     fn poll_spool(&mut self, context: &mut Context<'_>) -> bool {
         if self.spool.is_none() && self.machine.has_for_spool() {
             let begin = self.machine.spool_begin();
-            match self.stay.supervisor().jobs.spool(&self.key, begin) {
+            let ended = self.journaled.as_deref();
+            match self.stay.supervisor().jobs.spool(&self.key, ended, begin) {
                 Some((name, writer, reader)) => {
                     self.spool = Some(Box::new(Spooling::new(Some((name, writer)), reader)));
                 }
@@ -640,7 +649,8 @@ impl Job {
             && let Some(seal) = self.machine.seal()
         {
             self.archived = true;
-            self.stay.supervisor().jobs.sealed(&self.key, seal, &self.described());
+            let jobs = &self.stay.supervisor().jobs;
+            self.journaled = jobs.sealed(&self.key, seal, &self.described());
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use afar_core::job::{AttachRequest, AttachmentId, Machine, Piece, SpoolState};
+use afar_core::journal::Entry as Journaled;
 use afar_proto::connection::Stream;
 use afar_proto::message::AttachStart;
 use tokio::sync::Semaphore;
@@ -82,8 +83,8 @@ impl Spooling {
     }
 
     /// What is left of it when its job is over.
-    pub(super) fn into_spooled(self, needed: bool) -> Option<Spooled> {
-        self.writer.map(|(name, writer)| Spooled { name, writer, needed })
+    pub(super) fn into_spooled(self, journaled: Box<Journaled>, needed: bool) -> Option<Spooled> {
+        self.writer.map(|(name, writer)| Spooled { name, writer, journaled, needed })
     }
 
     pub(super) fn want(&mut self, wanted: Wanted) {

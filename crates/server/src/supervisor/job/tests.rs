@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::*;
 use crate::limits::UNKILLABLE_PATIENCE;
 use crate::log::Log;
+use crate::supervisor::jobs::tests as archived;
 use crate::supervisor::request::prepare;
 use crate::supervisor::{Counts, Supervisor};
 
@@ -291,6 +292,40 @@ async fn a_job_outlives_its_owner_and_tells_the_next_one_everything() {
             busy.wait_for(|counts| *counts == Counts::default()).await.unwrap();
         })
         .await;
+}
+
+/// J-3.2, J-5.10
+#[tokio::test]
+async fn what_the_owner_of_an_ended_job_has_not_got_is_kept_when_the_journal_knows_it_no_more() {
+    let root = tempfile::TempDir::new().unwrap();
+    let jobs = archived::open(root.path(), "one");
+    let user = afar_sys::users::current_user().unwrap().unwrap();
+    let supervisor = Rc::new(Supervisor { jobs, ..Supervisor::new(user, None, Log::default()) });
+    let key = JobKey { scope: String::new(), job: JobId::new("j").unwrap() };
+    archived::begin(&supervisor.jobs, &key);
+    let mut owned = Owned::start(&supervisor, &script("echo kept"));
+    let run = owned.run();
+    let local = tokio::task::LocalSet::new();
+    let test = async {
+        tokio::task::spawn_local(run);
+        // Its owner is told everything, says of nothing that it has it, and stays until the job is in
+        // the index.
+        owned.allow(1024);
+        while !matches!(owned.told.recv().await.unwrap().1, FromJob::Told(Told::Seal(_))) {}
+        archived::indexed(&supervisor.jobs).await;
+        assert_eq!(supervisor.jobs.archive().unwrap().entry(&key), None);
+        owned.say(Said::Leave(Leave::Lost));
+        let mut busy = supervisor.busy.subscribe();
+        busy.wait_for(|counts| *counts == Counts::default()).await.unwrap();
+        let (to, told) = unbounded_channel();
+        let request = AttachRequest::opening(OWNER);
+        let commands = supervisor.attach(&key, request, route(OWNER, to)).unwrap();
+        let mut next = Owned { job: None, commands, told };
+        next.allow(1024);
+        let heard = next.hear().await;
+        assert_eq!(String::from_utf8(heard.output).unwrap(), "kept\n");
+    };
+    local.run_until(test).await;
 }
 
 /// A job of this script on a terminal.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use afar_core::job::{JobKey, Machine, SpoolState};
+use afar_core::journal::Replay;
 use afar_proto::connection::Stream;
 use afar_proto::json::base64_bytes;
 use afar_proto::message::JobInfo;
@@ -40,6 +41,9 @@ pub(in crate::supervisor) struct WrittenJob {
     removed: bool,
     /// Whether its last word is in the archive.
     archived: bool,
+    /// What the journal said of it then: a journal of this job alone.
+    #[serde(default, with = "base64_bytes", skip_serializing_if = "Vec::is_empty")]
+    journaled: Vec<u8>,
     /// Up to where its spool has its output, if it has one.
     spool: Option<[u64; 2]>,
     /// `None` iff its process has ended, and only what it has produced is kept.
@@ -108,6 +112,7 @@ impl Job {
             grace_ms: micros(self.ending.grace()) / 1000,
             removed: self.removed,
             archived: self.archived,
+            journaled: self.journaled.as_ref().map(|said| said.to_file()).unwrap_or_default(),
             spool,
             process,
             outputs: [self.outputs[0].number(), self.outputs[1].number()],
@@ -138,7 +143,9 @@ impl WrittenJob {
             Some(process) => process.go_on(supervisor, self.info.terminal, grace)?,
             None => (Process::Over, Ending::of_nothing(grace)),
         };
-        let spool = self.spool.map(|from| supervisor.jobs.resume_spool(&self.key, from));
+        let journaled = Replay::read(&self.journaled).ledger.job(&self.key).cloned().map(Box::new);
+        let ended = journaled.as_deref();
+        let spool = self.spool.map(|from| supervisor.jobs.resume_spool(&self.key, ended, from));
         let spool = spool.transpose()?.flatten();
         let mut machine = self.machine;
         if self.spool.is_some() && spool.is_none() {
@@ -175,6 +182,7 @@ impl WrittenJob {
             removed: self.removed,
             frozen: false,
             archived: self.archived,
+            journaled,
             spool: spool.map(|(name, writer, reader)| {
                 Box::new(Spooling::new(Some((name, writer)), reader))
             }),

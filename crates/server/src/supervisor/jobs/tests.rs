@@ -13,7 +13,7 @@ use crate::store::{ArchiveConfig, Beginning, Quotas, RealDisk};
 
 const FINGERPRINT: &str = "SHA256:x";
 
-fn open(path: &Path, incarnation: &str) -> Jobs {
+pub(in super::super) fn open(path: &Path, incarnation: &str) -> Jobs {
     let config = ArchiveConfig {
         disk: Arc::new(RealDisk),
         quotas: Quotas::default(),
@@ -46,7 +46,7 @@ fn spec(job: &str) -> OpenSpec {
     OpenSpec::new(id(job), Command::Script("true".into()))
 }
 
-fn begin(jobs: &Jobs, key: &JobKey) {
+pub(in super::super) fn begin(jobs: &Jobs, key: &JobKey) {
     let (digest, info) =
         (spec("any").digest(), JobInfo::new(key.job.clone(), JobState::Waiting, b"true"));
     let asked = Asked { key, digest: &digest, mark: "m", info: &info, keep_s: None };
@@ -64,7 +64,7 @@ async fn killed(path: &Path, begun: &[JobKey], started: &[JobKey]) -> Jobs {
     jobs
 }
 
-async fn indexed(jobs: &Jobs) {
+pub(in super::super) async fn indexed(jobs: &Jobs) {
     loop {
         let due = jobs.archive().unwrap().tick(unix_time_us(), since_boot());
         // Behind everything that it was told before.
