@@ -176,15 +176,22 @@ fn fault_55_65_67_commands_start_once_and_arrive_whole_whatever_happens_to_links
         let full = if trouble == Trouble::Upgrades { 4000 } else { 500 };
         let times = rig.while_in(trouble, Duration::from_millis(size(250, full)), 4, |clients| {
             loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= commands {
+                // Of few commands it may be that none has met any trouble.
+                let noticed = reconnects.load(Ordering::Relaxed) > 0;
+                let enough = if noticed { commands } else { commands.saturating_mul(50) };
+                let number = next.load(Ordering::Relaxed);
+                if number >= enough {
                     return;
+                }
+                let taken = Ordering::Relaxed;
+                if next.compare_exchange(number, number + 1, taken, taken).is_err() {
+                    continue;
                 }
                 let again = run_whole(clients, &format!("{trouble:?}-{number}"), &counts);
                 reconnects.fetch_add(again, Ordering::Relaxed);
             }
         });
-        let reconnects = reconnects.into_inner();
+        let (reconnects, commands) = (reconnects.into_inner(), next.into_inner());
         note(&format!(
             "{commands} commands, {times} {trouble:?}, {reconnects} reconnects, {:.0?}",
             began.elapsed()

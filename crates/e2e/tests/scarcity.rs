@@ -2,22 +2,27 @@
 
 use std::io::Read as _;
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
-use afar_e2e::{Account, DEADLINE, Home, Host, can_make_accounts};
+use afar_e2e::{Account, DEADLINE, Deadline, Home, Host, can_make_accounts};
+use rustix::process::Signal;
 use serde_json::json;
 
 #[test]
 fn fault_61_without_a_descriptor_whoever_comes_is_told_at_once_and_it_recovers() {
     let host = Host::builder().serve_through(&["prlimit", "--nofile=48"]).start();
     // They say nothing, and so they hold their descriptors.
-    let mut silent: Vec<TcpStream> =
-        (0..64).map(|_| TcpStream::connect(host.address()).unwrap()).collect();
-    let mut last = silent.pop().unwrap();
-    last.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    // Closed at once, and not left to wait until the others are closed for their silence.
-    let read = last.read(&mut [0]);
-    assert!(matches!(read, Ok(0)) || read.is_err_and(|error| is_reset(&error)));
+    let connect = || TcpStream::connect(host.address()).unwrap();
+    let mut silent: Vec<TcpStream> = (0..64).map(|_| connect()).collect();
+    // So many at least are closed at once, and not when the others are, for their silence.
+    let at_once = Deadline::after(Duration::from_secs(5));
+    for _ in 48..64 {
+        let descriptors: Vec<_> = silent.iter().map(AsFd::as_fd).collect();
+        let closed = at_once.any_readable(&descriptors).expect("there is no room for it");
+        let read = silent.swap_remove(closed).read(&mut [0]);
+        assert!(matches!(read, Ok(0)) || read.is_err_and(|error| is_reset(&error)));
+    }
     assert!(host.log().contains("cannot accept a connection"), "{}", host.log());
     // Each is waited for until the server has let go of it.
     silent.iter().for_each(|stream| stream.shutdown(Shutdown::Write).unwrap_or_default());
@@ -40,17 +45,23 @@ fn fault_62_without_a_process_nothing_is_started_and_that_is_said() {
         return;
     }
     let account = Account::new();
-    // The guardian, the supervisor, a thread of its own and one of its archive.
-    let prlimit = ["prlimit", "--nproc=4"];
-    let host = Host::builder().serve_accounts().serve_through(&prlimit).start();
+    let host = Host::builder().serve_accounts().start();
     account.authorize(&Home::public_line(&host.key()));
+    let target = host.target_of(&account);
+    // From now on the supervisor, its parent, may start nothing.
+    let limit = "prlimit --nproc=1 --pid $PPID && echo limited; exec sleep 1000";
+    let mut runs = host.run_at(&target, ["-c", limit]).spawn();
+    assert_eq!(runs.line().as_deref(), Some("limited"));
     let result = host.file("result");
     let options = ["--result", result.to_str().unwrap(), "--", "true"];
-    let output = host.run_at(&host.target_of(&account), options).output();
+    let output = host.run_at(&target, options).output();
     let refused = output.expect_code(255).error_text();
     assert!(refused.contains("process"), "{refused}");
     let outcome = host.json("result");
     assert_eq!((&outcome["started"], &outcome["phase"]), (&json!("no"), &json!("spawn")));
+    // What runs goes on.
+    runs.process().signal(Signal::TERM);
+    assert_eq!(runs.wait().code(), 143);
 }
 
 #[test]
