@@ -1,5 +1,6 @@
 //! A TCP proxy that can pass single bytes, stall, and cut.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -35,8 +36,10 @@ struct State {
     piece_bytes: usize,
     stalled: [bool; 2],
     passed: [u64; 2],
-    /// Both sockets of every connection there was.
-    sockets: Vec<TcpStream>,
+    /// Both sockets of every connection that goes on at least one way, by its number.
+    sockets: BTreeMap<u64, [TcpStream; 2]>,
+    /// How many connections there were.
+    connections: u64,
     closed: bool,
     /// Where connections go.
     to: Option<SocketAddr>,
@@ -104,7 +107,7 @@ impl Proxy {
     /// Cuts every connection, as a broken line would be noticed: both ends are closed.
     pub fn cut(&self) {
         self.shared.change(|state| {
-            for socket in state.sockets.drain(..) {
+            for socket in std::mem::take(&mut state.sockets).into_values().flatten() {
                 let _ = socket.shutdown(Shutdown::Both);
             }
         });
@@ -183,13 +186,31 @@ impl Shared {
         let copy = |socket: &TcpStream| socket.try_clone().expect("a descriptor can be had");
         for socket in [&client, &server] {
             socket.set_nodelay(true).expect("a TCP socket takes the option");
-            self.change(|state| state.sockets.push(copy(socket)));
         }
+        let mut number = 0;
+        self.change(|state| {
+            state.connections += 1;
+            number = state.connections;
+            state.sockets.insert(number, [copy(&client), copy(&server)]);
+        });
         let (from_client, to_server) = (copy(&client), copy(&server));
-        let up = Arc::clone(self);
-        std::thread::spawn(move || up.pump(from_client, to_server, Direction::Up));
-        let down = Arc::clone(self);
-        std::thread::spawn(move || down.pump(server, client, Direction::Down));
+        let (up, down, both) = (Arc::clone(self), Arc::clone(self), Arc::new(()));
+        let also = Arc::clone(&both);
+        std::thread::spawn(move || {
+            up.pump(from_client, to_server, Direction::Up);
+            up.ended(number, both);
+        });
+        std::thread::spawn(move || {
+            down.pump(server, client, Direction::Down);
+            down.ended(number, also);
+        });
+    }
+
+    /// One way of a connection has ended; with the other one, its sockets are let go of.
+    fn ended(&self, number: u64, way: Arc<()>) {
+        if Arc::into_inner(way).is_some() {
+            self.change(|state| drop(state.sockets.remove(&number)));
+        }
     }
 
     /// Passes bytes one way until an end, or an error, which is passed on as an end.
