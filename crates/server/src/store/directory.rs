@@ -24,6 +24,12 @@ pub enum StoreError {
         /// The lock.
         path: PathBuf,
     },
+    /// A later afar has written it. It is left as it is.
+    #[error("{path:?} is of a later version of afar's than this one")]
+    Later {
+        /// Which file.
+        path: PathBuf,
+    },
     /// Something that is no file of ours stands where one should.
     #[error("{path:?} is not a regular file of this user's; move it away")]
     Planted {

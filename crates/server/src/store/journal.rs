@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afar_core::job::{JobKey, Vouch};
-use afar_core::journal::{Began, Indexed, JournalRecord, Ledger, RecordError, Replay};
+use afar_core::journal::{
+    Began, Indexed, JOURNAL_MAGIC, JournalRecord, Ledger, RecordError, Replay,
+};
 use afar_core::record::Salt;
 use afar_core::spool::spool_name;
 use afar_proto::Instant;
@@ -402,9 +404,27 @@ fn lock(directory: &Directory) -> Result<OwnedFd, StoreError> {
     }
 }
 
+/// Whether a later afar has written it: a guardian that is older than its supervisor, after an upgrade, must
+/// not take for damage what it only does not know.
+fn is_later(file: &[u8]) -> bool {
+    let (Some(form), Some((ours, name))) =
+        (file.get(..JOURNAL_MAGIC.len()), JOURNAL_MAGIC.split_last())
+    else {
+        return false;
+    };
+    let version = form.strip_prefix(name).and_then(<[u8]>::first);
+    version.is_some_and(|version| version.is_ascii_digit() && version > ours)
+}
+
 /// The journal that is there, and whether it is a disavowed one.
 fn read(directory: &Directory) -> Result<(Replay, bool), StoreError> {
-    let read = |name| directory.read(name, JOURNAL_BYTES_MAX * 2);
+    let read = |name| {
+        let file = directory.read(name, JOURNAL_BYTES_MAX * 2)?;
+        if is_later(&file) {
+            return Err(StoreError::Later { path: directory.path().join(name) });
+        }
+        Ok(file)
+    };
     let disavowed = read(DISAVOWED_NAME)?;
     if disavowed.is_empty() {
         return Ok((Replay::read(&read(NAME)?), false));

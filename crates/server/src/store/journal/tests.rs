@@ -364,6 +364,24 @@ fn fault_60_a_damaged_journal_is_put_aside_and_the_rest_of_it_is_kept() {
     assert_eq!(std::fs::read(rig.path().join(DAMAGED_NAME)).unwrap(), bytes);
 }
 
+/// J-5.1
+#[test]
+fn a_journal_of_a_later_version_is_left_as_it_is() {
+    let rig = Rig::new();
+    drop(rig.open("one", 1));
+    let path = rig.path().join(NAME);
+    let mut later = std::fs::read(&path).unwrap();
+    later[7] = b'2';
+    for name in [NAME, DISAVOWED_NAME] {
+        std::fs::rename(&path, rig.path().join(name)).unwrap();
+        std::fs::write(rig.path().join(name), &later).unwrap();
+        let error = rig.try_open(&beginning("two", 2)).unwrap_err();
+        assert!(matches!(&error, StoreError::Later { .. }), "{error}");
+        assert_eq!(std::fs::read(rig.path().join(name)).unwrap(), later);
+        assert!(!rig.path().join(DAMAGED_NAME).exists());
+    }
+}
+
 #[test]
 fn fault_63_what_is_planted_where_a_file_should_be_is_refused() {
     for name in [NAME, NEW_NAME, LOCK_NAME, DISAVOWED_NAME] {
