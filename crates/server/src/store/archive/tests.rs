@@ -354,15 +354,16 @@ async fn a_rest_that_is_spooled_after_the_end_is_found() {
     for (id, settled) in [("a", false), ("b", true)] {
         start(&mut archive, id, 101);
         let writer = archive.spool(archive.entry(&key(id)).unwrap(), [0, 0]);
-        let name = archive.entry(&key(id)).unwrap().intended.spool.clone();
+        let entry = archive.entry(&key(id)).unwrap().clone();
         end(&mut archive, id, 102, 4, None);
         if settled {
             settle(&mut archive, 103).await;
         }
         let mut writer = writer;
         writer.append(Stream::Stdout, 0, 0, Bytes::from_static(b"rest"));
-        archive.finish_spool(archive.entry(&key(id)).unwrap(), writer).await.unwrap().unwrap();
-        archive.kept(&key(id), &name, us(9000));
+        // Which the journal need not have any more.
+        archive.finish_spool(&entry, writer).await.unwrap().unwrap();
+        archive.kept(&key(id), &entry.intended.spool, us(9000));
         settle(&mut archive, 104).await;
         let job = archive.lookup(&key(id)).unwrap().unwrap();
         assert_eq!((kept_bytes(&archive, &job), job.keep_until_us), (4, us(9000)), "{id}");
